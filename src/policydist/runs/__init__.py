@@ -1,0 +1,1 @@
+"""Run directories, typed configs, metrics, checkpoints, exact resume and seed streams."""
