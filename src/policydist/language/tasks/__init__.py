@@ -1,0 +1,1 @@
+"""Verifiable tasks: procedural ones for the embedded model, reasoning-gym, and the user's own data."""
