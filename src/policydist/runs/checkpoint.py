@@ -29,7 +29,7 @@ def save(root: Path, step: int, weights: dict[str, Tensor], optimiser: Any, stat
     final, work = root / f"step-{step:08d}", root / f".step-{step:08d}.tmp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in _unshared(weights).items()}, work / "model.safetensors")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, work / "model.safetensors")
     torch.save(optimiser, work / "optimiser.pt")
     (work / "state.json").write_text(json.dumps({"step": step, **state}))
     manifest = {path.name: _hash(path) for path in sorted(work.iterdir())}
@@ -40,19 +40,6 @@ def save(root: Path, step: int, weights: dict[str, Tensor], optimiser: Any, stat
     for old in complete(root)[:-keep]:
         shutil.rmtree(old)
     return final
-
-
-def _unshared(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights are stored once, under the first name; loading fills in the others."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    kept = {}
-    for name, tensor in weights.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and key in seen:
-            continue
-        seen.add(key)
-        kept[name] = tensor
-    return kept
 
 
 def complete(root: Path) -> list[Path]:
