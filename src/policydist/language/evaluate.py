@@ -1,0 +1,61 @@
+"""How good a policy is on held-out rows: mean reward of single samples, and pass@k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from policydist.language.recipe import Context, Judge, PromptSource
+from policydist.language.types import Policy, Sampling
+from policydist.language.world import World
+from policydist.runs import seeds
+
+
+def pass_at_k(correct: Int[Tensor, " Q"], n: int, k: int) -> Float[Tensor, " Q"]:
+    """Probability that at least one of ``k`` of the ``n`` samples is correct, ``1 - C(n - c, k) / C(n, k)`` (arXiv 2107.03374)."""
+    wrong = (n - correct).double()
+    steps = torch.arange(k, dtype=torch.float64)
+    return 1 - ((wrong.unsqueeze(1) - steps).clamp(min=0) / (n - steps)).prod(1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``samples`` responses to each of the first ``rows`` prompts of ``source``, always with the same random numbers."""
+
+    source: PromptSource
+    judge: Judge
+    sampling: Sampling
+    rows: int = 128
+    samples: int = 4
+    component: str | None = None
+    threshold: float = 0.5
+
+    def __call__(self, ctx: Context) -> dict[str, float]:
+        return self.measure(ctx.policy, ctx.world)
+
+    def measure(self, policy: Policy, world: World | None = None) -> dict[str, float]:
+        """``eval/accuracy`` (mean over samples), ``eval/pass@n``, ``eval/entropy`` (sampled, nats a token), ``eval/length``."""
+        world = world or World()
+        count = min(self.rows, len(self.source))
+        prompts = self.source.take(torch.arange(count), self.samples)
+        uniforms = torch.rand(
+            count * self.samples, self.sampling.max_new_tokens, generator=seeds.torch_generator(0, "evaluation")
+        )
+        rollouts = world.generate(policy, prompts, self.sampling, uniforms)
+        silent: Any = Context(policy, 0, world=world)
+        judged = world.map(lambda part: self.judge(part, silent), rollouts)
+        scores = judged.rewards if self.component is None else judged.extras[self.component]
+        assert scores is not None
+        scores = scores.cpu().reshape(count, self.samples)
+        right = (scores > self.threshold).sum(1)
+        mask = judged.response_mask
+        return {
+            "eval/accuracy": float(scores.double().mean()),
+            f"eval/pass@{self.samples}": float(pass_at_k(right, self.samples, self.samples).mean()),
+            "eval/entropy": float(-(judged.behavior_logprobs * mask).sum() / mask.sum()),
+            "eval/length": float(judged.lengths.float().mean()),
+        }

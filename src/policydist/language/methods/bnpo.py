@@ -1,0 +1,64 @@
+"""BNPO: centred rewards divided by a Beta density fitted to the batch's success rates (arXiv 2506.02864).
+
+Not the token-mean aggregation that TRL calls ``loss_type="bnpo"``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from policydist.errors import PolicydistError
+from policydist.functional import bnpo_advantage, decomposed_advantage
+from policydist.language.credits import rewards_of
+from policydist.language.methods import grpo
+from policydist.language.objectives import Aggregation, LossConfig
+from policydist.language.recipe import Context, Recipe, Setting, broadcast
+from policydist.language.types import Rollouts
+
+COMPONENT = "reward/"
+
+
+@dataclass(frozen=True)
+class Config(LossConfig):
+    """``reward_min``/``reward_max``: the affine map of rewards to [0, 1]; ``cap``: bound on the weight 1/density; ``ddof`` 1 is
+    Bessel's correction in the variance of success rates; ``decompose``: normalise each reward component by itself and average;
+    ``count_inactive``: let a component that is constant over the batch count in that average, as the released code does."""
+
+    clip_high: float = 0.28
+    dual_clip: float | None = 10.0
+    aggregation: Aggregation = "seq-mean-token-sum"
+    reward_min: float = 0.0
+    reward_max: float = 1.0
+    cap: float = 1e6
+    ddof: int = 1
+    decompose: bool = False
+    count_inactive: bool = False
+
+
+@dataclass(frozen=True)
+class BetaCredit:
+    config: Config
+
+    def __call__(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
+        config = self.config
+        options = {"r_min": config.reward_min, "r_max": config.reward_max, "ddof": config.ddof, "cap": config.cap}
+        if config.decompose:
+            parts = {name: values for name, values in rollouts.extras.items() if name.startswith(COMPONENT)}
+            if not parts:
+                raise PolicydistError("bnpo: knobs.decompose needs a task with several reward components; this one has none")
+            advantages, info = decomposed_advantage(
+                parts, rollouts.group, count_inactive=config.count_inactive, **options
+            )
+            fits = {name.removeprefix(COMPONENT): fit for name, fit in info.items()}
+        else:
+            advantages, fit = bnpo_advantage(rewards_of(rollouts), rollouts.group, **options)
+            fits = {"": fit}
+        for name, fit in fits.items():
+            ctx.log(f"beta/{name}alpha" if not name else f"beta/{name}/alpha", fit.alpha)
+            ctx.log(f"beta/{name}beta" if not name else f"beta/{name}/beta", fit.beta)
+        ctx.log("advantage_max", advantages.abs().max())
+        return replace(rollouts, advantages=broadcast(advantages, rollouts))
+
+
+def build(config: Config, setting: Setting) -> Recipe:
+    return grpo.plain(config, setting, BetaCredit(config))
