@@ -1,0 +1,316 @@
+"""One training run of the language family from its config: model, task, recipe, trainer, run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from policydist.errors import MissingExtraError, UsageError
+from policydist.language import methods
+from policydist.language.evaluate import Evaluation
+from policydist.language.prompts import TextPrompts
+from policydist.language.recipe import Recipe, Setting
+from policydist.language.trainer import Row, TrainConfig, Trainer
+from policydist.language.types import Policy, Sampling
+from policydist.language.world import World
+from policydist.runs import checkpoint
+from policydist.runs.config import assign, build, plain
+from policydist.runs.directory import Run, fresh_name, read_config, read_metrics, write_whole
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """``name``: a built-in task, ``reasoning-gym:<name>``, ``jsonl:<file>``, ``parquet:<file>`` or ``hub:<data set>``;
+    ``grader``: how responses are scored (``module:function`` for your own); ``options``: the task's own settings."""
+
+    name: str = "arithmetic"
+    train_size: int | None = None
+    test_size: int | None = None
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    grader: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``name``: ``embedded``, a local directory or a Hub name; ``lora_rank`` 0 trains all weights; ``precision`` bf16 runs forward
+    and backward passes under autocast (GPU)."""
+
+    name: str = "embedded"
+    device: str = "auto"
+    precision: Literal["no", "bf16"] = "no"
+    lora_rank: int = 0
+    lora_alpha: int = 16
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """``prompts`` a step, ``samples`` a prompt; ``max_new_tokens`` null takes the task's own limit."""
+
+    prompts: int = 32
+    samples: int = 8
+    max_new_tokens: int | None = None
+    max_prompt_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "samples"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on the task's test rows, every ``train.eval_every`` steps and at the end."""
+
+    rows: int = 128
+    samples: int = 4
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result. ``trackers``: any of tensorboard, wandb, trackio."""
+
+    method: str
+    knobs: Any
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+
+SECTIONS: dict[str, type] = {
+    "task": TaskConfig, "model": ModelConfig, "rollout": RolloutConfig, "train": TrainConfig, "eval": EvalConfig,
+}  # fmt: skip
+
+
+def configure(method: str, data: Mapping[str, Any] | None = None, words: Sequence[str] = ()) -> RunConfig:
+    """The full config of a run from plain settings (a YAML file's) and ``key=value`` words, every value checked.
+
+    Raises:
+        UsageError: naming the first setting that is unknown or ill-typed.
+    """
+    knobs = methods.load(method).Config
+    settings = {**(data or {})}
+    stated = settings.pop("method", method)
+    if stated != method:
+        raise UsageError(f"the config is for method {stated}, not {method}")
+    assign(settings, words, {**SECTIONS, "knobs": knobs})
+    typed = build(knobs, settings.pop("knobs", None) or {}, "knobs")
+    return replace(build(RunConfig, {"method": method, "knobs": None, **settings}), knobs=typed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its directory, its metric rows, the trained policy."""
+
+    path: Path
+    metrics: list[Row]
+    policy: Policy
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The last row, with the last evaluation if the run had one."""
+        evaluated = [row for row in self.metrics if any(key.startswith("eval/") for key in row)]
+        return {**(evaluated[-1] if evaluated else {}), **(self.metrics[-1] if self.metrics else {})}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a config stands for, loaded: the policy, the recipe and the evaluation."""
+
+    policy: Policy
+    recipe: Recipe
+    evaluation: Evaluation
+
+
+def assemble(config: RunConfig, world: World) -> Parts:
+    """Load model and task and build the recipe; nothing is written."""
+    from policydist.language.judges import TaskJudge
+    from policydist.language.policies import LoraSettings, load_policy
+    from policydist.language.tasks.sources import load_task
+
+    task_config, rollout = config.task, config.rollout
+    task = load_task(
+        task_config.name,
+        seed=task_config.seed,
+        train_size=task_config.train_size,
+        test_size=task_config.test_size,
+        prompt_column=task_config.prompt_column,
+        answer_column=task_config.answer_column,
+        grader=task_config.grader,
+        options=task_config.options,
+    )
+    lora = LoraSettings(rank=config.model.lora_rank, alpha=config.model.lora_alpha) if config.model.lora_rank else None
+    device = world.accelerator.device if world.accelerator and config.model.device == "auto" else config.model.device
+    # LoRA and value heads draw their initial weights from the global generator.
+    torch.manual_seed(config.train.seed)
+    policy = load_policy(config.model.name, device=device, lora=lora, trust_remote_code=config.model.trust_remote_code)
+    judge = TaskJudge(task, policy.tokenizer)
+    sampling = Sampling(
+        max_new_tokens=rollout.max_new_tokens or task.max_new_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+    )
+    source = TextPrompts(task.train, policy.tokenizer, rollout.max_prompt_tokens)
+    setting = Setting(source, judge, sampling, rollout.prompts, rollout.samples)
+    held_out = TextPrompts(task.test, policy.tokenizer, rollout.max_prompt_tokens)
+    evaluation = Evaluation(
+        held_out, judge, replace(sampling, temperature=config.eval.temperature, top_p=1.0, top_k=0),
+        config.eval.rows, config.eval.samples,
+        component=f"reward/{next(iter(task.graders))}",
+    )  # fmt: skip
+    return Parts(policy, methods.load(config.method).build(config.knobs, setting), evaluation)
+
+
+def make_world(config: RunConfig, folder: Path) -> World:
+    """The processes this run was launched with (``accelerate launch`` starts several), and its trackers."""
+    from accelerate import Accelerator
+
+    for name in config.trackers:
+        if name not in ("tensorboard", "wandb", "trackio"):
+            raise UsageError(f"no tracker {name}; there are tensorboard, wandb and trackio")
+        try:
+            __import__(name)
+        except ImportError:
+            raise MissingExtraError(name, name) from None
+    accelerator = Accelerator(
+        mixed_precision=config.model.precision,
+        cpu=config.model.device == "cpu",
+        log_with=list(config.trackers) or None,
+        project_dir=str(folder),
+    )
+    if str(accelerator.distributed_type).endswith("FSDP"):
+        raise UsageError("sharded (FSDP) sampling is not supported by this trainer; launch DDP, or use the TRL or verl integration")
+    return World(accelerator)
+
+
+def train(
+    method: str,
+    *,
+    task: str | None = None,
+    model: str | None = None,
+    steps: int | None = None,
+    config: Mapping[str, Any] | RunConfig | None = None,
+    settings: Sequence[str] = (),
+    out: str | Path | None = None,
+    on_step: Callable[[Row], None] | None = None,
+    on_start: Callable[[Path, RunConfig], None] | None = None,
+) -> Outcome:
+    """Train a policy by ``method`` and keep the run in its own directory.
+
+    Args:
+        method: a slug, e.g. ``"bnpo"``.
+        task, model, steps: short forms of ``task.name``, ``model.name`` and ``train.steps``.
+        config: further settings, as in a YAML config file, or a complete `RunConfig`.
+        settings: ``"key=value"`` words, e.g. ``["train.lr=1e-4", "clip_high=0.28"]``.
+        out: the run directory; by default a fresh one under ``runs/``.
+        on_step: called with every step's metrics.
+
+    Raises:
+        UsageError: for anything wrong with the request, before anything is written.
+    """
+    if not isinstance(config, RunConfig):
+        short = {"task.name": task, "model.name": model, "train.steps": steps}
+        words = [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
+        config = configure(method, config, [*words, *settings])
+    path = Path(out) if out is not None else shared_name(Path("runs"), f"{method}-{slug(config.task.name)}")
+    world = make_world(config, path)
+    parts = assemble(config, world)
+    run = Run.create(path, config) if world.main else Run(path)
+    return execute(config, parts, world, run, None, on_step, on_start)
+
+
+def resume(
+    path: str | Path,
+    settings: Sequence[str] = (),
+    on_step: Callable[[Row], None] | None = None,
+    on_start: Callable[[Path, RunConfig], None] | None = None,
+) -> Outcome:
+    """Continue a run from its newest checkpoint (or from the checkpoint directory given).
+
+    Raises:
+        UsageError: no run or no checkpoint there, or ``settings`` would change its config.
+        PolicydistError: the checkpoint is damaged.
+    """
+    path = Path(path)
+    chosen = path if path.name.startswith("step-") else None
+    folder = path.parent.parent if chosen else path
+    stored = read_config(folder)
+    config = configure(stored["method"], stored, settings)
+    point = chosen or checkpoint.newest(folder / "checkpoints")
+    step = checkpoint.load(point)[2]["step"]
+    world = make_world(config, folder)
+    run = Run.reopen(folder, config, step) if world.main else Run(folder)
+    return execute(config, assemble(config, world), world, run, point, on_step, on_start)
+
+
+def execute(
+    config: RunConfig,
+    parts: Parts,
+    world: World,
+    run: Run,
+    point: Path | None,
+    on_step: Callable[[Row], None] | None,
+    on_start: Callable[[Path, RunConfig], None] | None,
+) -> Outcome:
+    accelerator = world.accelerator
+    if config.trackers:
+        accelerator.init_trackers("policydist", config={"config": json.dumps(plain(config))})
+
+    def record(row: Row) -> None:
+        accelerator.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+        if on_step and world.main:
+            on_step(row)
+
+    trainer = Trainer(
+        parts.policy, parts.recipe, config.train, world=world, run=run, evaluate=parts.evaluation, on_step=record
+    )
+    if point is not None:
+        trainer.restore(point)
+    if on_start and world.main:
+        on_start(run.path, config)
+    try:
+        trainer.train()
+    except BaseException as problem:
+        if not isinstance(problem, KeyboardInterrupt) and world.main:
+            run.status("failed", trainer.done, error=str(problem))
+        raise
+    finally:
+        accelerator.end_training()
+    if world.main:
+        parts.policy.save(run.path / "model")
+        rows = read_metrics(run.path)
+        outcome = Outcome(run.path, rows, parts.policy)
+        write_whole(run.path / "summary.json", json.dumps(outcome.final, indent=2))
+        run.status("finished", trainer.done)
+        return outcome
+    return Outcome(run.path, [], parts.policy)
+
+
+def slug(task: str) -> str:
+    """A task's name as part of a file name: the file's own name for ``jsonl:/data/x.jsonl``."""
+    kind, _, rest = task.partition(":")
+    return f"{kind}-{Path(rest).stem}" if rest else kind
+
+
+def shared_name(parent: Path, stem: str) -> Path:
+    """A fresh run directory. Processes that were launched together could not agree on one, so they must be told."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("several processes need one run directory: give --out")
+    return fresh_name(parent, stem)
