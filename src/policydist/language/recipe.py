@@ -36,7 +36,7 @@ class Context:
     """What a stage can see besides its input: the policy, the step, the previous update's entropy, and a place to log.
 
     ``entropy`` is the sampled entropy (mean of -log p over chosen tokens, nats) seen during the previous update; 0 before the
-    first. ``updates`` is how many optimiser steps each batch of rollouts gets.
+    first. ``updates`` is how many optimiser steps each batch of rollouts gets; ``generated`` counts the tokens sampled so far.
     """
 
     policy: Policy
@@ -46,6 +46,7 @@ class Context:
     step: int = 0
     entropy: float = 0.0
     updates: int = 1
+    generated: int = 0
     norm: Norm = field(default_factory=lambda: Norm(1, 1, 1))
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -61,7 +62,9 @@ class Context:
         """Sample all responses to ``prompts``; group q is prompt q. The work is spread over the processes."""
         total = int(prompts.samples.sum())
         uniforms = torch.rand(total, sampling.max_new_tokens, generator=self.generator(stage))
-        return self.world.generate(self.policy, prompts, sampling, uniforms)
+        rollouts = self.world.generate(self.policy, prompts, sampling, uniforms)
+        self.generated += int(rollouts.response_attention.sum())
+        return rollouts
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts, policy: Policy | None = None, **options: Any) -> Scores:

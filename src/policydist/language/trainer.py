@@ -30,7 +30,8 @@ class TrainConfig:
     """How the policy is optimised, and how often it is evaluated and saved.
 
     ``updates`` optimiser steps per batch of rollouts and epoch (PPO's mini-batches); ``micro_tokens`` bounds the tokens of one
-    forward pass, gradients are accumulated over as many as needed; ``grad_clip`` 0 means none.
+    forward pass, gradients are accumulated over as many as needed; ``grad_clip`` 0 means none. ``token_budget`` (tokens sampled)
+    and ``second_budget`` (seconds of training steps) end the run before ``steps``; 0 means no such limit.
     """
 
     steps: int = 100
@@ -44,6 +45,8 @@ class TrainConfig:
     updates: int = 1
     epochs: int = 1
     micro_tokens: int = 32768
+    token_budget: int = 0
+    second_budget: float = 0.0
     eval_every: int = 0
     save_every: int = 50
     keep: int = 2
@@ -85,6 +88,7 @@ class Trainer:
         updates = config.updates * config.epochs
         self.ctx = Context(policy, config.seed, world=world, reference=reference, updates=updates)
         self.done = 0
+        self.seconds = 0.0
         self.stopping = False
 
     def step(self) -> Row:
@@ -104,7 +108,8 @@ class Trainer:
             self.update(rollouts)
         recipe.curriculum.observe(rollouts, ctx)
         self.done += 1
-        return {"step": self.done, **ctx.metrics}
+        self.seconds += sum(value for name, value in ctx.metrics.items() if name.startswith("seconds/"))
+        return {"step": self.done, "tokens": ctx.generated, "seconds": self.seconds, **ctx.metrics}
 
     def update(self, rollouts: Rollouts) -> None:
         """``epochs`` passes over the rollouts in ``updates`` mini-batches each, in order."""
@@ -193,7 +198,7 @@ class Trainer:
         with self.interruptible():
             if self.done == 0 and self.evaluate and self.config.eval_every:
                 self.record({"step": 0, **self.evaluate(self.ctx)})
-            while self.done < self.config.steps and not self.stopping:
+            while not self.finished and not self.stopping:
                 row = self.step()
                 if self.evaluate and self.config.eval_every and self.due(self.config.eval_every):
                     row |= self.evaluate(self.ctx)
@@ -206,8 +211,16 @@ class Trainer:
             raise KeyboardInterrupt
         return rows
 
+    @property
+    def finished(self) -> bool:
+        """Whether the steps, the tokens or the seconds are used up; processes follow the main one's clock."""
+        config = self.config
+        late = bool(config.second_budget) and self.ctx.world.gather(self.seconds)[0] >= config.second_budget
+        spent = bool(config.token_budget) and self.ctx.generated >= config.token_budget
+        return self.done >= config.steps or spent or late
+
     def due(self, every: int) -> bool:
-        return self.done == self.config.steps or (every > 0 and self.done % every == 0)
+        return self.finished or (every > 0 and self.done % every == 0)
 
     def record(self, row: Row) -> None:
         if self.run and self.ctx.world.main:
@@ -243,7 +256,10 @@ class Trainer:
             return
         weights = {name: p for name, p in self.named_parameters() if p.requires_grad}
         parts = {name: part.state_dict() for name, part in self.stateful().items()}
-        extra = {"entropy": self.ctx.entropy, "parts": parts, "schedule": self.schedule.state_dict()["last_epoch"]}
+        extra = {
+            "entropy": self.ctx.entropy, "generated": self.ctx.generated, "seconds": self.seconds,
+            "schedule": self.schedule.last_epoch, "parts": parts,
+        }  # fmt: skip
         folder = self.run.path / "checkpoints"
         checkpoint.save(folder, self.done, weights, self.optimiser.state_dict(), extra, self.config.keep)
         self.run.status(state, self.done)
@@ -264,7 +280,8 @@ class Trainer:
             group["lr"] = base * rate(state["schedule"], self.config)
         for name, part in self.stateful().items():
             part.load_state_dict(state["parts"][name])
-        self.ctx.entropy, self.done = state["entropy"], state["step"]
+        self.ctx.entropy, self.ctx.generated = state["entropy"], state["generated"]
+        self.done, self.seconds = state["step"], state["seconds"]
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         accelerator = self.ctx.world.accelerator
