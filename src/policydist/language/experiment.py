@@ -48,7 +48,7 @@ class ModelConfig:
     device: str = "auto"
     precision: Literal["no", "bf16"] = "no"
     lora_rank: int = 0
-    lora_alpha: int = 16
+    lora_alpha: float = 32.0
     trust_remote_code: bool = False
 
 
@@ -141,7 +141,7 @@ class Parts:
 def assemble(config: RunConfig, world: World) -> Parts:
     """Load model and task and build the recipe; nothing is written."""
     from policydist.language.judges import TaskJudge
-    from policydist.language.policies import LoraSettings, load_policy
+    from policydist.language.policies.loading import Lora, load_policy
     from policydist.language.tasks.sources import load_task
 
     task_config, rollout = config.task, config.rollout
@@ -155,7 +155,7 @@ def assemble(config: RunConfig, world: World) -> Parts:
         grader=task_config.grader,
         options=task_config.options,
     )
-    lora = LoraSettings(rank=config.model.lora_rank, alpha=config.model.lora_alpha) if config.model.lora_rank else None
+    lora = Lora(rank=config.model.lora_rank, alpha=config.model.lora_alpha) if config.model.lora_rank else None
     device = world.accelerator.device if world.accelerator and config.model.device == "auto" else config.model.device
     # LoRA and value heads draw their initial weights from the global generator.
     torch.manual_seed(config.train.seed)

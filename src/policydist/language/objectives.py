@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,11 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError
-from policydist.functional import aggregate, clipped_surrogate, gspo_surrogate, kl_estimate
+from policydist.functional import Aggregation, aggregate, clipped_surrogate, gspo_surrogate, kl_estimate
 from policydist.language.recipe import Context
 from policydist.language.types import Policy, Rollouts, Scores
-
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,14 @@ class PolicyGradient:
         config, logprobs = self.config, scores.logprobs
         if batch.advantages is None:
             raise PolicydistError("the recipe's credit set no advantages; every policy-gradient recipe needs them")
-        old = logprobs.detach() if batch.old_logprobs is None or ctx.updates == 1 else batch.old_logprobs
-        token_loss, clipped = self.surrogate(logprobs, old, batch)
-        numbers = {
-            "entropy": self.total(-logprobs.detach(), batch, "token-mean", ctx),
-            "clip_fraction": self.total(clipped, batch, "token-mean", ctx),
-        }
+        fresh = batch.old_logprobs is None or ctx.updates == 1
+        old = logprobs.detach() if fresh else batch.old_logprobs
+        assert old is not None
+        token_loss = self.surrogate(logprobs, old, batch, config.clip_low, config.clip_high)
+        numbers = {"entropy": self.total(-logprobs.detach(), batch, "token-mean", ctx)}
+        if not fresh:
+            free = self.surrogate(logprobs, old, batch, 1.0, math.inf)
+            numbers["clip_fraction"] = self.total((token_loss != free).float(), batch, "token-mean", ctx)
         if config.kl_coef:
             kl = kl_estimate(logprobs, batch.extras["reference_logprobs"], config.kl_kind)
             numbers["kl"] = self.total(kl.detach(), batch, "token-mean", ctx)
@@ -80,23 +81,15 @@ class PolicyGradient:
         return self.total(token_loss, batch, config.aggregation, ctx), numbers
 
     def surrogate(
-        self, logprobs: Float[Tensor, "N T"], old: Float[Tensor, "N T"], batch: Rollouts
-    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
-        """Per-token loss, and 1 where the clip is active."""
-        config, advantages = self.config, batch.advantages
-        assert advantages is not None
+        self, logprobs: Float[Tensor, "N T"], old: Float[Tensor, "N T"], batch: Rollouts, low: float, high: float
+    ) -> Float[Tensor, "N T"]:
+        """Per-token loss with the ratio clipped to [1 - low, 1 + high]."""
+        assert batch.advantages is not None
         if self.ratio == "sequence":
-            loss = gspo_surrogate(
-                logprobs, old, advantages, batch.response_mask, clip_low=config.clip_low, clip_high=config.clip_high
-            )
-            plain = gspo_surrogate(logprobs, old, advantages, batch.response_mask, clip_low=1.0, clip_high=float("inf"))
-        else:
-            loss = clipped_surrogate(
-                logprobs, old, advantages,
-                clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip,
-            )  # fmt: skip
-            plain = clipped_surrogate(logprobs, old, advantages, clip_low=1.0, clip_high=float("inf"))
-        return loss, (loss.detach() != plain.detach()).to(loss.dtype)
+            return gspo_surrogate(logprobs, old, batch.advantages, batch.response_mask, clip_low=low, clip_high=high)
+        return clipped_surrogate(
+            logprobs, old, batch.advantages, clip_low=low, clip_high=high, dual_clip=self.config.dual_clip
+        )
 
     def total(self, values: Float[Tensor, "N T"], batch: Rollouts, mode: Aggregation, ctx: Context) -> Float[Tensor, ""]:
         """Aggregate with the mini-batch's global denominators."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import time
@@ -78,7 +79,7 @@ class Trainer:
         self.run, self.evaluate, self.on_step = run, evaluate, on_step
         if recipe.needs_values:
             policy.add_value_head()
-        reference = policy.frozen() if recipe.needs_reference else None
+        reference = frozen(policy) if recipe.needs_reference else None
         self.parameters = [p for p in policy.module.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(self.parameters, config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate(step, config))
@@ -119,6 +120,9 @@ class Trainer:
             return
         if rollouts.old_logprobs is None and ctx.updates > 1:
             rollouts = replace(rollouts, old_logprobs=ctx.score(rollouts).logprobs)
+        if ctx.reference is not None:
+            known = ctx.score(rollouts, ctx.reference).logprobs
+            rollouts = replace(rollouts, extras={**rollouts.extras, "reference_logprobs": known})
         totals: dict[str, list[float]] = {}
         for _ in range(config.epochs):
             for batch in rollouts.split(math.ceil(len(rollouts) / config.updates)):
@@ -291,6 +295,13 @@ class Trainer:
     def stateful(self) -> dict[str, Any]:
         names = ("curriculum", "sampler", "judge", "credit", "objective")
         return {name: part for name in names if hasattr(part := getattr(self.recipe, name), "state_dict")}
+
+
+def frozen(policy: Policy) -> Policy:
+    """A copy that is not trained: the reference of KL penalties."""
+    twin = copy.deepcopy(policy)
+    twin.module.requires_grad_(False)
+    return twin
 
 
 @contextmanager

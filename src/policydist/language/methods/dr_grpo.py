@@ -15,7 +15,7 @@ from policydist.language.recipe import Recipe, Setting
 class Config(LossConfig):
     """``max_length`` is the constant that token losses are divided by; by default the longest response allowed."""
 
-    aggregation: Aggregation = "seq-mean-token-sum-norm"
+    aggregation: Aggregation = "dr-grpo"
 
 
 def build(config: Config, setting: Setting) -> Recipe:
