@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -23,6 +22,8 @@ class MissingExtraError(UsageError):
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A phrase that offers the known names closest to ``name``: ``did you mean a, b?``, or the start of the list."""
+    import difflib
+
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=count, cutoff=0.5)
     if close:

@@ -142,6 +142,9 @@ class Rollouts:
 
     def split(self, count: int) -> Iterator[Rollouts]:
         """Consecutive pieces of at most ``count`` responses."""
+        if count >= len(self) > 0:
+            yield self
+            return
         for start in range(0, len(self), count):
             yield self.select(torch.arange(start, min(start + count, len(self)), device=self.response_ids.device))
 
@@ -150,6 +153,8 @@ class Rollouts:
         keep_prompt = self.prompt_mask.any(0)
         width = int(self.response_attention.any(0).sum())
         total = self.response_ids.shape[1]
+        if width == total and bool(keep_prompt.all()):
+            return self
 
         def cut(name: str, tensor: Tensor) -> Tensor:
             if name in ("prompt_ids", "prompt_mask"):
@@ -227,6 +232,10 @@ class Policy(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    def add_value_head(self) -> None:
+        """Give the policy a value estimate, if it has none yet."""
+        ...
 
     def generate(self, prompts: Prompts, sampling: Sampling, uniforms: Float[Tensor, "N L"]) -> Generation:
         """Sample ``prompts.samples[q]`` responses to each prompt q, rows ordered by prompt."""

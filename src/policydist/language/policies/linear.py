@@ -51,6 +51,9 @@ class LinearPolicy:
     def device(self) -> torch.device:
         return self.core.weights.device
 
+    def add_value_head(self) -> None:
+        """The map always has values."""
+
     @torch.no_grad()
     def generate(self, prompts: Prompts, sampling: Sampling, uniforms: Float[Tensor, "N L"]) -> Generation:
         """Sample; see `Policy`."""

@@ -67,6 +67,9 @@ class TabularPolicy:
     def device(self) -> torch.device:
         return self.core.logits.device
 
+    def add_value_head(self) -> None:
+        """The table always has values."""
+
     def rows(self, ids: Int[Tensor, "N T"]) -> Int[Tensor, "N T"]:
         """The table row that gives each token's distribution: its position, or the number of the prefix before it."""
         steps = torch.arange(ids.shape[1], device=ids.device)

@@ -1,0 +1,99 @@
+"""``policydist papers`` and ``policydist show``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from policydist import catalog
+from policydist.claims import record
+from policydist.cli.main import show_json
+from policydist.errors import UsageError, nearest
+
+
+def papers(family: str | None, words: str, as_json: bool) -> int:
+    """List the papers that match."""
+    verdicts = record.verdicts()
+    found = [
+        {
+            "slug": paper.slug, "title": paper.title, "arxiv": paper.arxiv, "family": paper.family,
+            "implemented": catalog.implemented(paper.slug), "verdict": verdicts.get(paper.slug),
+        }
+        for paper in catalog.search(words, family)
+    ]  # fmt: skip
+    if as_json:
+        show_json(found)
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for column in ("slug", "title", "arXiv", "family", "ready", "claim"):
+        table.add_column(column, overflow="fold", no_wrap=column == "slug")
+    for row in found:
+        ready = "yes" if row["implemented"] else ""
+        table.add_row(row["slug"], row["title"], row["arxiv"], row["family"], ready, row["verdict"] or "")
+    console = Console()
+    console.print(table)
+    console.print(f"{len(found)} papers, {sum(bool(row['implemented']) for row in found)} implemented")
+    return 0
+
+
+def describe(slug: str) -> dict[str, Any]:
+    """Everything `show` prints, as plain data.
+
+    Raises:
+        UsageError: for a slug that is neither a paper nor a baseline.
+    """
+    from policydist.language import methods
+
+    known = {paper.slug for paper in catalog.papers()}
+    if slug not in known and slug not in methods.names():
+        raise UsageError(f"no paper or baseline is called {slug!r}: {nearest(slug, known | set(methods.names()))}")
+    data: dict[str, Any] = {"slug": slug}
+    if slug in known:
+        data |= dataclasses.asdict(catalog.get(slug))
+        data["implemented"] = catalog.implemented(slug)
+        data["verdict"] = record.verdicts().get(slug)
+    if slug in methods.names():
+        method: Any = methods.load(slug)
+        data["about"] = (method.__doc__ or "").strip()
+        data["knobs"] = {field.name: field.default for field in dataclasses.fields(method.Config)}
+        data["knobs_help"] = " ".join((method.Config.__doc__ or "").split())
+        data["differences"] = list(getattr(method, "DIFFERENCES", ()))
+        data["run"] = f"policydist train {slug} --task arithmetic"
+        if slug in known:
+            data["claim"] = f"policydist claim {slug}"
+    return data
+
+
+def show(slug: str, as_json: bool) -> int:
+    """Print one paper or baseline."""
+    data = describe(slug)
+    if as_json:
+        show_json(data)
+        return 0
+    console = Console()
+    if "title" in data:
+        console.print(f"[bold]{data['title']}[/]  arXiv {data['arxiv']} ({data['year']}), {data['family']}", highlight=False)
+        console.print(data["summary"])
+        console.print(f"Reported: {data['headline'] or 'no number could be obtained'} ({data['headline_source']})")
+        console.print(f"Official code: {data['official_code'] or 'none found'}")
+        console.print(f"Implemented: {'yes' if data['implemented'] else 'not yet'}   Claim: {data['verdict'] or 'not run'}")
+    if "about" in data:
+        console.print(f"\n{data['about']}")
+    if "knobs" in data:
+        console.print("\n[bold]Knobs[/] (--set name=value)")
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, value in data["knobs"].items():
+            table.add_row(f"  {name}", str(value))
+        console.print(table)
+        console.print(data["knobs_help"])
+    if data.get("differences"):
+        console.print("\n[bold]Paper and released code[/]")
+        for line in data["differences"]:
+            console.print(f"  - {line}")
+    for key in ("run", "claim"):
+        if key in data:
+            console.print(f"\n{data[key]}", highlight=False)
+    return 0
