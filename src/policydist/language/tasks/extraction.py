@@ -47,14 +47,16 @@ def check_ways(ways: Sequence[str]) -> tuple[str, ...]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{…}`` or ``\fbox{…}`` whose braces close."""
-    for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))):
-        depth = 1
-        for position in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[match.end() : position]
-    return None
+    r"""The content of the last ``\boxed{…}`` or ``\fbox{…}`` whose braces close, found in one pass."""
+    starts = {match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)}
+    opened: list[int] = []
+    last = (-1, -1)
+    for brace in re.finditer(r"[{}]", text):
+        if brace.group() == "{":
+            opened.append(brace.end())
+        elif opened and (start := opened.pop()) in starts:
+            last = max(last, (start, brace.start()))
+    return text[last[0] : last[1]] if last[0] >= 0 else None
 
 
 def _last_tag(text: str) -> str | None:
@@ -69,7 +71,7 @@ def _after_last(text: str, mark: str) -> str | None:
     if start < 0:
         return None
     rest = text[start + len(mark) :].lstrip(" \t:*").split("\n", 1)[0]
-    return rest.rstrip(" \t*").removesuffix(".")
+    return rest.rstrip(" \t*").removesuffix(".").rstrip(" \t*")
 
 
 def _after_marker(text: str) -> str | None:

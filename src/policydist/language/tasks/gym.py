@@ -53,7 +53,7 @@ def load_gym(name: str, *, seed: int, options: Mapping[str, Any], train_size: in
         if option not in known:
             raise UsageError(f"reasoning-gym:{name} has no option {option!r}: {nearest(option, known)}")
     try:
-        create: Callable[..., Any] = reasoning_gym.create_dataset
+        create: Any = reasoning_gym.create_dataset  # the library is untyped
         problems = create(name, seed=seed, size=train_size + test_size, **options)
         entries = [problems[number] for number in range(train_size + test_size)]
     except Exception as error:  # configurations assert; generators fail in ways of their own
@@ -66,15 +66,16 @@ def load_gym(name: str, *, seed: int, options: Mapping[str, Any], train_size: in
 def gym_grader(name: str, scorer: Callable[..., float], extraction: Sequence[str] = WAYS) -> Grader:
     """The library's score in [0, 1]; an answer that its scorer cannot digest and raises on earns 0."""
     ways = check_ways(extraction)
-    admit = EVALUATED.get(name, lambda answer: True)
+    admit = EVALUATED.get(name)
 
     def score(response: str, entry: dict[str, Any]) -> float:
         answer = extract_answer(response, ways)
         if not answer:
             return 0.0
         exact = answer == str(entry["answer"]).strip() or answer in entry["metadata"].get("valid_answers", ())
+        safe = admit is None or exact or admit(answer)
         try:
-            return float(scorer(answer if exact or admit(answer) else None, entry))
+            return float(scorer(answer if safe else None, entry))
         except Exception:  # scorers assume well-formed answers; a malformed one is wrong, not a failed run
             return 0.0
 

@@ -48,8 +48,8 @@ def load_task(
     Data files and Hub datasets without a test part are split by ``seed``: a tenth of the rows, at most 256, is for
     testing. Sizes cut a larger set down; asking for more rows than there are is an error.
 
-    ``grader`` names one of `GRADERS`, or ``module:function`` (see `rewards`), with ``options`` for it; ``auto`` looks at
-    the training rows: a rubric, numbers and target, choices, answers that are all plain numbers, answers in LaTeX
+    ``grader`` names one of `GRADERS`, or ``module:function`` (see `rewards`), with ``options`` for it; ``auto`` looks
+    at the training rows: a rubric, numbers and target, choices, answers that are all plain numbers, answers in LaTeX
     (math-verify), else exact match.
 
     Raises:
