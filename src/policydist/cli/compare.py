@@ -1,0 +1,61 @@
+"""``policydist compare``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from policydist.cli.main import show_json
+from policydist.cli.train import check_slug
+from policydist.report import comparison
+from policydist.runs.config import read_yaml
+
+if TYPE_CHECKING:
+    from policydist.cli.main import Compare
+
+
+def compare(asked: Compare) -> int:
+    """Run the comparison, then its table, figure and page."""
+    for slug in asked.slugs:
+        check_slug(slug)
+    config = read_yaml(asked.config) if asked.config else None
+    from policydist.language.compare import compare as run
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ExitStack() as stack:
+        bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        stack.enter_context(bars)
+        tasks = {slug: bars.add_task(slug, total=None) for slug in asked.slugs}
+        shown = {slug: -1 for slug in asked.slugs}
+
+        def tell(done: dict[tuple[str, int], int], steps: int) -> None:
+            for slug, task in tasks.items():
+                count = sum(step for (method, _), step in done.items() if method == slug)
+                total = steps * asked.seeds
+                bars.update(task, completed=count, total=total)
+                if not console.is_terminal and count * 10 // total > shown[slug]:
+                    shown[slug] = count * 10 // total
+                    console.print(f"{slug}: {count} of {total} steps", highlight=False)
+
+        result = run(
+            asked.slugs, task=asked.task, model=asked.model, steps=asked.steps, seeds=asked.seeds, config=config,
+            settings=asked.set, out=asked.out, workers=asked.workers, on_progress=tell,
+        )  # fmt: skip
+    page = comparison.write(result.path)
+    rows = comparison.table(result.path)
+    if asked.json:
+        show_json(rows)
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+    print(f"figure: {result.path / 'curves.png'}\nreport: {page}")
+    return 0
