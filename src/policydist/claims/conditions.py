@@ -1,8 +1,10 @@
 """What an estimate and its interval must satisfy, and the verdict that each outcome earns.
 
 Every condition follows one table: the whole interval where it should be is `reproduced`; the right sign without the
-size is `direction_only`; an interval that settles nothing is `not_separated`; one inside the equivalence margin is `null`; one
-that lies wholly on the wrong side is `contradicted`. Sign is looked at before size: an effect that is small but certainly
+size is `direction_only`; an interval that settles nothing is `not_separated`; one inside the equivalence margin is
+`null`; one
+that lies wholly on the wrong side is `contradicted`. Sign is looked at before size: an effect that is small but
+certainly
 reversed is `contradicted`, not `null`.
 """
 
@@ -16,14 +18,18 @@ from policydist.claims.statistics import Array, sign_flip, units_needed
 
 Direction = Literal[">", "<"]
 ORDER = ("reproduced", "direction_only", "not_separated", "null", "contradicted", "invalid")
-"""Verdicts from best to worst; a claim gets the worst verdict of its must rules, the first such rule giving the reason."""
+"""Verdicts from best to worst; a claim gets the worst verdict of its must rules, the first such rule giving the
+reason.
+"""
 
 SMALL = 10  # below this many contrasts the exact sign-flip test must agree with the bootstrap
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the data say about one estimand: the estimate, its interval, the wider-tailed one for equivalence, the contrasts."""
+    """What the data say about one estimand: the estimate, its interval, the wider-tailed one for equivalence, the
+    contrasts.
+    """
 
     estimate: float
     interval: tuple[float, float]
@@ -37,7 +43,7 @@ class Evidence:
         return self.contrasts if self.contrasts is not None and self.contrasts.size < SMALL else None
 
     def above(self, bound: float, interval: tuple[float, float] | None = None) -> bool:
-        """The interval lies wholly above ``bound``; with few units sign flips about it agree (one-sided, p <= alpha)."""
+        """The interval lies wholly above ``bound``; with few units sign flips agree (one-sided, p <= alpha)."""
         few = self.exact()
         clear = (interval or self.interval)[0] > bound
         return clear and (few is None or sign_flip(few, bound, "greater") <= self.alpha)
@@ -90,7 +96,8 @@ class Beyond:
     """An effect away from zero: the interval wholly beyond ``min_effect`` in ``direction``. The form for most claims.
 
     ``min_estimate`` asks more of the estimate alone ("ratio at most one half, interval below one"). ``margin`` is the
-    equivalence margin of a `null`; without it a null is called when the interval holds zero and is no wider than ``min_effect``.
+    equivalence margin of a `null`; without it a null is called when the interval holds zero and is no wider than
+    ``min_effect``.
     All three are sizes, so never negative, whichever the direction.
     """
 
@@ -175,9 +182,11 @@ class Bound:
 
 @dataclass(frozen=True)
 class Inside:
-    """Equivalence ("no difference", "lands on its target"): two one-sided tests put the effect between ``low`` and ``high``.
+    """Equivalence ("no difference", "lands on its target"): two one-sided tests put the effect between ``low`` and
+    ``high``.
 
-    The interval looked at has twice the tail (0.90 for a 0.95 claim); ``strict`` takes the claim's own interval instead.
+    The interval looked at has twice the tail (0.90 for a 0.95 claim); ``strict`` takes the claim's own interval
+    instead.
     ``estimate_low``/``estimate_high`` narrow what the estimate alone may be.
     """
 
@@ -256,7 +265,9 @@ class Intersects:
 
 @dataclass(frozen=True)
 class Every:
-    """An exact identity or a theorem: the number of *every* unit lies in ``[low, high]``. One exception contradicts it."""
+    """An exact identity or a theorem: the number of *every* unit lies in ``[low, high]``. One exception contradicts
+    it.
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -281,7 +292,7 @@ class Every:
 
 @dataclass(frozen=True)
 class Point:
-    """The estimate alone lies in ``[low, high]``, whatever its interval: for sanity levels and deterministic results."""
+    """The estimate alone lies in ``[low, high]``, whatever its interval: sanity levels, deterministic results."""
 
     low: float = -math.inf
     high: float = math.inf

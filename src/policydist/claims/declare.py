@@ -11,19 +11,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from policydist.claims.conditions import Beyond, Bound, Condition, Every, Inside, Intersects, Point
+from policydist.claims.conditions import SMALL, Beyond, Bound, Condition, Every, Inside, Intersects, Point
 from policydist.claims.estimands import Estimand
 from policydist.claims.statistics import Aggregate, simultaneous_level
 
 CONFIRMATION = range(1000, 2000)
-DEVELOPMENT = range(0, 100)
+DEVELOPMENT = range(100)
 
 Role = Literal["method", "baseline", "ablation", "broken", "variant"]
 Source = Literal["paper", "code", "default", "sheet", "reconstructed", "tuned"]
 Better = Literal["higher", "lower", "closer_to_zero", "none"]
 Outcome = Mapping[str, float | Sequence[float]]
-"""Metrics of one arm in one unit. A sequence holds the inner draws of a nested design (victims of an attack, episodes of a
-policy). The reserved key ``diverged`` (1.0) says that training blew up: the metrics are then set to the worst observed."""
+"""Metrics of one arm in one unit. A sequence holds the inner draws of a nested design (victims of an attack, episodes
+of a
+policy). The reserved key ``diverged`` (1.0) says that training blew up: the metrics are then set to the worst
+observed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Arm:
 class Metric:
     """A number that a unit returns.
 
-    ``better`` decides what the worst value is for a diverged unit. ``normalise`` maps a stratum to fixed (random, reference)
+    ``better`` decides what the worst value is for a diverged unit. ``normalise`` maps a stratum to fixed (random,
+    reference)
     scores; the metric then becomes ``(score - random) / (reference - random)``. ``reproducible=False`` is for times.
     """
 
@@ -73,7 +76,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Rule:
-    """One condition of a claim: a number, and where it must lie. ``must=False`` is reported without deciding anything."""
+    """One condition of a claim: a number, and where it must lie. ``must=False`` is reported without deciding
+    anything.
+    """
 
     name: str
     estimand: Estimand
@@ -115,14 +120,18 @@ class Tuning:
 class Claim:
     """One sentence of a paper that a small experiment can contradict.
 
-    Exactly one of the two unit functions is given; both must be module-level functions, because workers import them by name:
+    Exactly one of the two unit functions is given; both must be module-level functions, because workers import them
+    by name:
 
     - ``unit(job) -> {metric: number}`` runs one arm of one unit;
-    - ``replicate(job) -> {arm: {metric: number}}`` runs every arm of one unit at once (cheap simulations that share data);
+    - ``replicate(job) -> {arm: {metric: number}}`` runs every arm of one unit at once (cheap simulations that share
+      data);
       ``job.arm`` is then empty and ``job.settings`` holds the claim's own settings.
 
-    ``sanity`` rules must all pass, or the verdict is `invalid`: the broken arm loses, the baseline reaches its known level.
-    ``budget_s`` is wall time of the whole run. ``smoke`` overrides settings in the short runs of continuous integration.
+    ``sanity`` rules must all pass, or the verdict is `invalid`: the broken arm loses, the baseline reaches its known
+    level.
+    ``budget_s`` is wall time of the whole run. ``smoke`` overrides settings in the short runs of continuous
+    integration.
     """
 
     id: str
@@ -207,18 +216,22 @@ def _rule_problems(claim: Claim, arms: set[str]) -> Iterator[str]:
             if arm not in arms:
                 yield f"rule {rule.name!r} reads arm {arm!r}, which is not declared"
         if set(rule.strata) - set(claim.strata):
-            yield f"rule {rule.name!r} names strata that the claim has not: {sorted(set(rule.strata) - set(claim.strata))}"
+            yield f"rule {rule.name!r} names strata {rule.strata}, the claim has {claim.strata}"
     for item in claim.rules:
         if isinstance(item, Quorum) and not 1 <= item.need <= len(item.rules):
             yield f"quorum {item.name!r} needs {item.need} of {len(item.rules)} rules"
     for rule in claim.flat_rules():
         contrasts = claim.n_units * len(rule.strata or claim.strata)
         least = math.ceil(math.log2(1 / 0.05))
-        if rule.must and rule.interval == "bootstrap" and rule.passes.needs_interval() and contrasts < least:
-            yield f"rule {rule.name!r}: {contrasts} units can never reach p <= 0.05 in the exact test; take at least {least}"
+        if not (rule.must and rule.interval == "bootstrap" and rule.passes.needs_interval()):
+            continue
+        if not rule.estimand.exact_test() and contrasts < SMALL:
+            yield f"rule {rule.name!r} has no exact test to set beside the bootstrap; take at least {SMALL} units"
+        if contrasts < least:
+            yield f"rule {rule.name!r}: {contrasts} units never reach p <= 0.05 in the exact test; take {least} or more"
 
 
 __all__ = [
-    "CONFIRMATION", "DEVELOPMENT", "Arm", "Beyond", "Bound", "Claim", "Deviation", "Every", "Inside", "Intersects", "Job",
-    "Metric", "Outcome", "Point", "Quorum", "Rule", "Setting", "Tuning", "level_of",
+    "CONFIRMATION", "DEVELOPMENT", "Arm", "Beyond", "Bound", "Claim", "Deviation", "Every", "Inside", "Intersects",
+    "Job", "Metric", "Outcome", "Point", "Quorum", "Rule", "Setting", "Tuning", "level_of",
 ]  # fmt: skip

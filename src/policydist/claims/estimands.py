@@ -1,7 +1,8 @@
 """What a rule looks at: a number made from the unit scores of one or more arms.
 
 An estimand turns scores into *components* ``[k, n]`` per stratum and says how resampled components become one number.
-``aggregate`` is how units are summarised: ``mean``, ``median`` (of the paired contrast) or ``iqm`` (each arm's interquartile
+``aggregate`` is how units are summarised: ``mean``, ``median`` (of the paired contrast) or ``iqm`` (each arm's
+interquartile
 mean over all unit and stratum scores, then the contrast of those).
 """
 
@@ -38,6 +39,10 @@ class Estimand(Protocol):
         """The number of each resample: ``[k, r, n]`` to ``[r]``."""
         ...
 
+    def exact_test(self) -> bool:
+        """Whether `contrasts` are there, so that few units can be judged by exact sign flips."""
+        ...
+
     def contrasts(self, scores: Scores) -> Array | None:
         """One number a unit whose centre is the estimand, for exact tests; None where there is no such number."""
         ...
@@ -65,6 +70,9 @@ class Contrast:
         total: Array = summarise(sample, how).sum(axis=0)
         return total
 
+    def exact_test(self) -> bool:
+        return True
+
     def contrasts(self, scores: Scores) -> Array | None:
         total: Array = self.components(scores, "mean")[0]
         return total
@@ -82,7 +90,9 @@ def difference(metric: str, arm: str, baseline: str, factor: float = 1.0) -> Con
 
 @dataclass(frozen=True)
 class LogRatio:
-    """``log((arm + shift) / (baseline + shift))`` per unit: costs, times, nodes, perplexities. Not finite for scores <= -shift."""
+    """``log((arm + shift) / (baseline + shift))`` per unit: costs, times, nodes, perplexities. Not finite for scores
+    <= -shift.
+    """
 
     metric: str
     arm: str
@@ -105,6 +115,9 @@ class LogRatio:
     def statistic(self, sample: Array, how: Aggregate) -> Array:
         total: Array = summarise(sample, how).sum(axis=0)
         return total
+
+    def exact_test(self) -> bool:
+        return True
 
     def contrasts(self, scores: Scores) -> Array | None:
         total: Array = self.components(scores, "mean")[0]
@@ -133,6 +146,9 @@ class RatioOfMeans:
         top, bottom = summarise(sample, how)
         return np.asarray(top / bottom)
 
+    def exact_test(self) -> bool:
+        return False
+
     def contrasts(self, scores: Scores) -> Array | None:
         return None
 
@@ -141,7 +157,8 @@ class RatioOfMeans:
 class Trend:
     """How a metric moves along arms placed at ``levels``: slope, or Spearman correlation, with the level.
 
-    ``of="units"`` takes the trend of each unit and averages; ``of="means"`` takes the trend of the mean curve. ``minus`` is
+    ``of="units"`` takes the trend of each unit and averages; ``of="means"`` takes the trend of the mean curve.
+    ``minus`` is
     subtracted first: one baseline arm, or one for each level ("the gain over GRPO grows with H0").
     """
 
@@ -182,6 +199,9 @@ class Trend:
     def statistic(self, sample: Array, how: Aggregate) -> Array:
         return summarise(sample[0], how) if self.of == "units" else self._trend(summarise(sample, how))
 
+    def exact_test(self) -> bool:
+        return self.of == "units"
+
     def contrasts(self, scores: Scores) -> Array | None:
         return self._trend(self._curve(scores)) if self.of == "units" else None
 
@@ -206,6 +226,9 @@ class Correlation:
 
     def statistic(self, sample: Array, how: Aggregate) -> Array:
         return correlation(sample[0], sample[1], ranks=self.kind == "spearman")
+
+    def exact_test(self) -> bool:
+        return False
 
     def contrasts(self, scores: Scores) -> Array | None:
         return None

@@ -18,7 +18,9 @@ Row = Mapping[str, Any]  # one line of the record's raw list: unit, stratum, arm
 
 
 class Table:
-    """Scores by metric, arm and stratum, units in seed order; diverged ones at the worst observed value, normalised if asked."""
+    """Scores by metric, arm and stratum, units in seed order; diverged ones at the worst observed value, normalised
+    if asked.
+    """
 
     def __init__(self, claim: Claim, rows: Sequence[Row]) -> None:
         self.claim = claim
@@ -141,7 +143,8 @@ def _effect(rule: Rule, level: float, evidence: Evidence | None, replicates: Arr
     nested = "nested " if evidence is not None and evidence.values.size > _units(evidence) else ""
     method = "Wilson" if rule.interval == "wilson" else f"{nested}paired percentile bootstrap"
     row: dict[str, Any] = {
-        "estimand": f"{rule.aggregate} of {rule.estimand.describe()}", "estimate": None, "ci": None, "level": level, "method": method,
+        "estimand": f"{rule.aggregate} of {rule.estimand.describe()}", "estimate": None, "ci": None, "level": level,
+        "method": method,
         "resamples": statistics.RESAMPLES, "bootstrap_seed": statistics.BOOTSTRAP_SEED, "equivalence_ci": None,
         "p_signflip": None, "p_bootstrap": None, "prob_improvement": None, "prob_improvement_ci": None,
         "mean": None, "median": None, "iqm": None, "sd": None, "n_contrasts": None,

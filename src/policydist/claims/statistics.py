@@ -1,7 +1,10 @@
-"""Interval estimates and tests of the claims: bootstrap over units, exact sign flips, proportions, trends, several claims.
+"""Interval estimates and tests of the claims: bootstrap over units, exact sign flips, proportions, trends, several
+claims.
 
-Arrays called ``parts`` are shaped ``[k, n]`` (k components, n units) or ``[k, n, m]`` (m inner draws a unit), one a stratum.
-A *statistic* maps resampled components ``[k, r, n]`` to ``[r]`` numbers, so one pass over index arrays serves every estimand.
+Arrays called ``parts`` are shaped ``[k, n]`` (k components, n units) or ``[k, n, m]`` (m inner draws a unit), one a
+stratum.
+A *statistic* maps resampled components ``[k, r, n]`` to ``[r]`` numbers, so one pass over index arrays serves every
+estimand.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ _CHUNK_ELEMENTS = 4_000_000  # bounds the memory of one batch of resamples to ab
 def bootstrap(
     parts: Sequence[Array], statistic: Statistic, resamples: int = RESAMPLES, seed: int = BOOTSTRAP_SEED
 ) -> Array:
-    """Bootstrap replicates ``[resamples]`` of ``statistic``; units are redrawn inside each stratum, then inner draws inside units.
+    """Bootstrap replicates ``[resamples]`` of ``statistic``; units are redrawn inside each stratum, then inner draws
+    inside units.
 
     Components share the drawn units, so contrasts of arms stay paired.
 
@@ -76,7 +80,9 @@ def aggregate(values: Array, how: Aggregate) -> Array:
 
 
 def interquartile_mean(values: ArrayLike) -> Array:
-    """Mean of the values left after cutting ``floor(n/4)`` from either end, along the last axis (`scipy.stats.trim_mean`)."""
+    """Mean of the values left after cutting ``floor(n/4)`` from either end, along the last axis
+    (`scipy.stats.trim_mean`).
+    """
     from scipy.stats import trim_mean
 
     return np.asarray(trim_mean(np.asarray(values, dtype=float), 0.25, axis=-1))

@@ -1,0 +1,1 @@
+"""Claim modules made up for the tests of the runner."""
