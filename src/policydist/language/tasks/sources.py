@@ -204,10 +204,8 @@ def _offer(spec: str, builders: Mapping[str, Any]) -> str:
     kind, colon, _ = spec.partition(":")
     if not colon and Path(spec).suffix in (".jsonl", ".json", ".parquet"):
         return f"for a file write {'parquet' if spec.endswith('.parquet') else 'jsonl'}:{spec}"
-    if colon:
-        forms = {form.partition(":")[0]: form for form in KINDS}
-        return nearest(kind, forms) + f" The kinds are {', '.join(KINDS)}"
-    return nearest(spec, builders) + f" (or {', '.join(KINDS)})"
+    offer = nearest(kind, [form.partition(":")[0] for form in KINDS]) if colon else nearest(spec, builders)
+    return f"{offer} ({'forms' if colon else 'or'}: {', '.join(KINDS)})"
 
 
 def _listed(answer: Any) -> Sequence[Any]:
