@@ -1,4 +1,4 @@
-"""Random batches of ragged groups with arbitrary, unsorted ids, and their statistics as plain loops in double precision."""
+"""Batches of ragged groups with arbitrary, unsorted ids, and their statistics as plain loops in double precision."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def test_overdispersion_is_clamped_not_followed():
 def test_bessel_in_the_variance_of_the_prompt_means():
     # The trap: without Bessel (or fitted on single rewards) the parameters are others.
     p = torch.tensor([0.25, 0.5, 0.75, 0.5], dtype=torch.float64)
-    rewards = torch.tensor([1.0, 0, 0, 0] + [1, 1, 0, 0] + [1, 1, 1, 0] + [1, 0, 1, 0], dtype=torch.float64)
+    rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 0, 1, 0], dtype=torch.float64)
     _, info = bnpo_advantage(rewards, torch.arange(16) // 4)
     c = 0.25 / (0.125 / 3) - 1
     assert info.a.item() == pytest.approx(0.5 * c)
