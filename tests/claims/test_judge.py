@@ -1,4 +1,4 @@
-"""Verdicts: the table row by row, estimands against hand calculation, combination of rules, diverged and missing numbers."""
+"""Verdicts: the table row by row, estimands against hand calculation, rules together, diverged and missing numbers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def test_few_units_need_the_exact_test_to_agree():
 def test_every_looks_at_units_not_the_mean():
     assert Every(high=0.0).judge(evidence(-9, -9, few=[-1, -2, 0]))[0] == "reproduced"
     verdict, reason = Every(high=0.0).judge(evidence(-9, -9, few=[-1, -2, 1e-6]))
-    assert verdict == "contradicted" and "1 of 3" in reason
+    assert verdict == "contradicted"
+    assert "1 of 3" in reason
 
 
 @given(st.floats(-1, 1), st.floats(0.001, 1), st.floats(0, 0.5), st.floats(0, 0.5))
@@ -180,7 +181,8 @@ def test_pairing_removes_shared_noise():
     table = Table(REPRODUCED, rows(noise=0.01))
     paired = examine(Rule("r", difference("score", "method", "baseline"), Beyond(">", 0.4)), table, 0.95)
     low, high = paired.effect["ci"]
-    assert paired.verdict == "reproduced" and high - low < 0.03
+    assert paired.verdict == "reproduced"
+    assert high - low < 0.03
     alone = examine(Rule("r", value("score", "method"), Beyond(">")), table, 0.95).effect["ci"]
     assert alone[1] - alone[0] > 0.5
 
@@ -191,7 +193,8 @@ def test_wilson_rule_uses_counts():
         Rule("r", value("score", "method"), Intersects(0.90, 0.97), interval="wilson"), Table(REPRODUCED, data), 0.95
     )
     expected = sps.binomtest(18, 20).proportion_ci(method="wilson")
-    assert found.effect["ci"] == pytest.approx([expected.low, expected.high]) and found.effect["method"] == "Wilson"
+    assert found.effect["ci"] == pytest.approx([expected.low, expected.high])
+    assert found.effect["method"] == "Wilson"
 
 
 def test_normalised_scores_and_strata():
@@ -214,7 +217,8 @@ def test_nested_rows_resample_units_first():
         inner = list(r["value"] + rng.normal(scale=0.01, size=30))
         data.append({**r, "inner": inner, "value": float(np.mean(inner))})
     found = examine(Rule("r", value("score", "method"), Point()), Table(REPRODUCED, data), 0.95)
-    assert found.effect["method"].startswith("nested") and found.effect["n_contrasts"] == 12
+    assert found.effect["method"].startswith("nested")
+    assert found.effect["n_contrasts"] == 12
     flat = examine(
         Rule("r", value("score", "method"), Point()), Table(REPRODUCED, rows(n=12, metrics=("score",))), 0.95
     )
@@ -238,7 +242,8 @@ def test_the_worst_must_rule_decides_and_the_first_of_equals_gives_the_reason():
         ),
     )
     outcome = judge(claim, rows(), 0.95)
-    assert outcome.verdict == "contradicted" and outcome.reason.startswith("one:")
+    assert outcome.verdict == "contradicted"
+    assert outcome.reason.startswith("one:")
     assert [row["verdict"] for row in outcome.rules] == ["reproduced", "contradicted", "contradicted", "contradicted"]
     assert ORDER.index("not_separated") < ORDER.index("null") < ORDER.index("contradicted")
 
@@ -262,7 +267,8 @@ def test_diverged_units_get_the_worst_score_and_are_counted():
     data = [{**r, "value": None, "diverged": True} if (r["arm"], r["unit"]) == ("method", 1003) else r for r in rows()]
     table = Table(REPRODUCED, data)
     worst = min(r["value"] for r in data if r["metric"] == "score" and r["value"] is not None)
-    assert table.of("all")("score", "method")[3] == worst and table.diverged == {
+    assert table.of("all")("score", "method")[3] == worst
+    assert table.diverged == {
         "method": 1,
         "baseline": 0,
         "broken": 0,
@@ -276,12 +282,14 @@ def test_diverged_units_get_the_worst_score_and_are_counted():
 def test_missing_number_is_invalid():
     data = [{**r, "value": None} if (r["arm"], r["unit"]) == ("method", 1003) else r for r in rows()]
     outcome = judge(REPRODUCED, data, 0.95)
-    assert outcome.verdict == "invalid" and "not finite in unit 1003" in outcome.reason
+    assert outcome.verdict == "invalid"
+    assert "not finite in unit 1003" in outcome.reason
 
 
 def test_failed_check_is_invalid_whatever_the_rules_say():
     outcome = judge(REPRODUCED, rows(), 0.95, [{"check": "budget", "ok": False, "detail": "9 of 1 s"}])
-    assert outcome.verdict == "invalid" and "budget" in outcome.reason
+    assert outcome.verdict == "invalid"
+    assert "budget" in outcome.reason
 
 
 # ---- declaration ----

@@ -40,7 +40,8 @@ def test_bootstrap_coverage_on_gaussian_data():
         low, high = s.percentile_interval(s.bootstrap([rng.normal(size=(1, 40))], mean_of_first, resamples=800), 0.95)
         hits += low < 0 < high
     low, high = s.wilson(hits, trials, 0.999)
-    assert low < 0.945 < high and hits / trials > 0.9  # the percentile method is a shade narrow at n=40
+    assert low < 0.945 < high
+    assert hits / trials > 0.9
 
 
 def test_stratified_bootstrap_resamples_inside_strata():
@@ -62,7 +63,8 @@ def test_nested_bootstrap_is_wider_than_treating_inner_draws_as_units():
 def test_chunks_do_not_change_the_statistic():
     x = np.arange(5000.0)[None]  # more than one chunk
     replicates = s.bootstrap([x], mean_of_first, resamples=1500)
-    assert replicates.shape == (1500,) and abs(replicates.mean() - x.mean()) < 3
+    assert replicates.shape == (1500,)
+    assert abs(replicates.mean() - x.mean()) < 3
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.floats(-1, 1))
@@ -126,7 +128,8 @@ def test_probability_of_improvement_counts_ties_half():
 
 
 def test_levels():
-    assert s.simultaneous_level(1) == 0.95 and s.simultaneous_level(5) == pytest.approx(0.99)
+    assert s.simultaneous_level(1) == 0.95
+    assert s.simultaneous_level(5) == pytest.approx(0.99)
     assert s.equivalence_level(0.95) == pytest.approx(0.90)
 
 
@@ -138,7 +141,8 @@ def test_benjamini_hochberg():
 
 def test_power_of_the_number_of_units():
     n = s.units_needed(1.0, 0.5)
-    assert n == 32 and s.power(1.0, 0.5, n) == pytest.approx(0.80, abs=0.01)
+    assert n == 32
+    assert s.power(1.0, 0.5, n) == pytest.approx(0.80, abs=0.01)
     with pytest.raises(ValueError):
         s.units_needed(1.0, 0.0)
 

@@ -222,7 +222,8 @@ def _design(wanted: Plan) -> dict[str, Any]:
         "settings": {name: {"value": s.value, "source": s.source} for name, s in claim.settings.items()},
         "design": {
             "unit": claim.unit_of_replication, "n_units": len(wanted.units), "declared_units": claim.n_units,
-            "paired": True, "seeds": [wanted.units[0], wanted.units[-1]], "strata": list(claim.strata), "full_design": wanted.full,
+            "paired": True, "seeds": [wanted.units[0], wanted.units[-1]], "strata": list(claim.strata),
+            "full_design": wanted.full,
             "note": "" if wanted.full else "not the full design: development seeds, not published",
             "smoke": wanted.smoke,
         },
@@ -233,7 +234,8 @@ def _outcome(outcome: Judgement) -> dict[str, Any]:
     first = outcome.findings[0]
     return {
         "effect": first.effect, "threshold": first.rule.passes.threshold(), "verdict": outcome.verdict,
-        "reason": outcome.reason, "rules": list(outcome.rules), "sanity": list(outcome.sanity), "diverged": dict(outcome.diverged),
+        "reason": outcome.reason, "rules": list(outcome.rules), "sanity": list(outcome.sanity),
+        "diverged": dict(outcome.diverged),
     }  # fmt: skip
 
 

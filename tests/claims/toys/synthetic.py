@@ -71,7 +71,8 @@ def warning(job: Job) -> Outcome:
 
 
 REPRODUCED = Claim(
-    id="toy.C1", statement="The method beats the baseline by more than 0.2.", source="Table 1 of no paper", arxiv="0000.00000",
+    id="toy.C1", statement="The method beats the baseline by more than 0.2.", source="Table 1 of no paper",
+    arxiv="0000.00000",
     arms=(
         Arm("method", "method", {"effect": 0.5}),
         Arm("baseline", "baseline"),
@@ -94,7 +95,8 @@ def variant(number: int, **changes: object) -> Claim:
 
 def arms(effect: float, broken: float = -1.0) -> tuple[Arm, ...]:
     return (
-        Arm("method", "method", {"effect": effect}), Arm("baseline", "baseline"), Arm("broken", "broken", {"effect": broken}),
+        Arm("method", "method", {"effect": effect}), Arm("baseline", "baseline"),
+        Arm("broken", "broken", {"effect": broken}),
     )  # fmt: skip
 
 
