@@ -1,3 +1,4 @@
+import math
 import sys
 import threading
 import time
@@ -346,3 +347,16 @@ def test_python_function_is_called_as_trl_calls_it(module):
 def test_bad_function_specs(module, spec, words):
     with pytest.raises(UsageError, match=words):
         load_function(spec)
+
+
+@given(st.text(alphabet="0123456789eE+-.,/ xyz", max_size=12))
+def test_any_text_either_holds_a_finite_number_or_none(text: str) -> None:
+    found = last_number(text)
+    assert found is None or math.isfinite(found)
+
+
+def test_an_exponent_without_a_mantissa_is_no_number() -> None:
+    assert last_number("x*e7ly") == 7
+    assert last_number("e") is None
+    assert last_number("1.5e3") == 1500
+    assert last_number("a .5") == 0.5

@@ -18,7 +18,7 @@ from policydist.language.tasks.expressions import OPERATORS, ExpressionError, ev
 from policydist.language.tasks.extraction import AUTO, check_ways, extract_answer
 from policydist.language.tasks.rubrics import check_rubric, rubric_score
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d)\.(?!\d))?(?:[eE][-+]?\d{1,3})?")
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
 _FRACTION = re.compile(r"([-+]?\d{1,30})\s*/\s*(\d{1,30})")
 _LATEX_FRACTION = re.compile(r"([-+]?)\s*\\d?frac\s*\{\s*([-+]?\d{1,30})\s*\}\s*\{\s*(\d{1,30})\s*\}")
 _LEADING = re.compile(r"\(?([a-z])(?:\)|[.:](?=\s|$)|$)")
@@ -167,7 +167,7 @@ def rubric(*, column: str = "rubric") -> Grader:
 def last_number(text: str) -> float | None:
     """The last number written in the text, or None."""
     fractions = [*_LATEX_FRACTION.finditer(text), *_FRACTION.finditer(text)]
-    plain = [match for match in _NUMBER.finditer(text) if any(letter.isdigit() for letter in match.group())]
+    plain = list(_NUMBER.finditer(text))
     if fractions:
         last = max(fractions, key=lambda match: match.end())
         if not plain or plain[-1].end() <= last.end():
