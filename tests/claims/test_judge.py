@@ -286,6 +286,13 @@ def test_missing_number_is_invalid():
     assert "not finite in unit 1003" in outcome.reason
 
 
+def test_a_unit_missing_in_one_arm_is_invalid():
+    kept = [r for r in rows() if (r["arm"], r["unit"]) not in {("method", 1003), ("baseline", 1004), ("broken", 1004)}]
+    outcome = judge(REPRODUCED, kept, 0.95)
+    assert outcome.verdict == "invalid"
+    assert "not there once in every unit" in outcome.reason
+
+
 def test_failed_check_is_invalid_whatever_the_rules_say():
     outcome = judge(REPRODUCED, rows(), 0.95, [{"check": "budget", "ok": False, "detail": "9 of 1 s"}])
     assert outcome.verdict == "invalid"

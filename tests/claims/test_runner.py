@@ -175,6 +175,10 @@ def test_limited_runs_use_development_seeds_and_are_not_published(run, tmp_path)
         run(1, seeds=101)
 
 
+def test_sanity_can_pass_on_few_units(run):
+    assert all(row["ok"] for row in run(1, seeds=2)["sanity"])
+
+
 def test_seeds_never_exceed_the_design(run):
     assert run(1, seeds=50)["design"]["seeds"] == [0, 11]
 
@@ -279,13 +283,22 @@ def test_unknown_names_offer_near_ones():
     assert not set(jobs.available()) & jobs.MACHINERY
 
 
+def test_public_names():
+    import policydist.claims as package
+
+    assert all(getattr(package, name) for name in package.__all__)
+    assert sorted(name for names in package._HOME.values() for name in names) == sorted(package.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        package.nothing  # noqa: B018
+
+
 def test_every_machinery_module_is_known():
     folder = Path(jobs.__file__).parent
     assert {path.stem for path in folder.glob("*.py")} >= jobs.MACHINERY
 
 
 def test_imports_stay_light():
-    heavy = "('torch', 'scipy', 'matplotlib', 'pydantic', 'ray')"
+    heavy = "('torch', 'numpy', 'scipy', 'matplotlib', 'pydantic', 'ray')"
     code = f"import policydist.claims, policydist.claims.record, sys; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"

@@ -22,10 +22,9 @@ Role = Literal["method", "baseline", "ablation", "broken", "variant"]
 Source = Literal["paper", "code", "default", "sheet", "reconstructed", "tuned"]
 Better = Literal["higher", "lower", "closer_to_zero", "none"]
 Outcome = Mapping[str, float | Sequence[float]]
-"""Metrics of one arm in one unit. A sequence holds the inner draws of a nested design (victims of an attack, episodes
-of a
-policy). The reserved key ``diverged`` (1.0) says that training blew up: the metrics are then set to the worst
-observed."""
+"""Metrics of one arm in one unit. A sequence holds the inner draws of a nested design (victims of an attack, episodes).
+The reserved key ``diverged`` (1.0) says that training blew up: its metrics (return NaN for them) then count as the
+worst observed. NaN without it makes the claim `invalid`."""
 
 
 @dataclass(frozen=True)
