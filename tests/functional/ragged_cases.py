@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-quick = settings(deadline=None, max_examples=25)  # deadlines measure how busy the machine is
+quick = settings(deadline=None, max_examples=20)  # deadlines measure how busy the machine is
 
 IDS = [-7, -1, 0, 3, 4, 50, 10**12]
 
@@ -17,7 +17,7 @@ IDS = [-7, -1, 0, 3, 4, 50, 10**12]
 @st.composite
 def batches(draw: st.DrawFn, binary: bool = True, smallest: int = 1) -> tuple[Tensor, Tensor]:
     """Rewards [N] (0/1, or multiples of 0.1 in [-2, 2]) in double precision, and group ids [N]."""
-    size = draw(st.integers(smallest, 24))
+    size = draw(st.integers(smallest, 14))
     ids = draw(st.lists(st.sampled_from(IDS), min_size=size, max_size=size))
     value = st.integers(0, 1) if binary else st.integers(-20, 20).map(lambda tenths: tenths / 10)
     rewards = draw(st.lists(value, min_size=size, max_size=size))

@@ -53,15 +53,15 @@ def grpo_advantage(
     centred = group_centred(rewards, groups)
     if scale == "group":
         advantage = centred / (groups.spread(std_of_centred(centred, groups, ddof)) + eps)
-        alone = rewards / (1 + eps)
+        own: Tensor | float = 1 + eps
     elif scale == "batch":
-        spread = _std(rewards, ddof) + eps
-        advantage, alone = centred / spread, rewards / spread
+        own = _std(rewards, ddof) + eps
+        advantage = centred / own
     elif scale == "none":
-        advantage, alone = centred, rewards
+        advantage, own = centred, 1.0
     else:
         raise UsageError(f"scale is {scale!r}; it must be 'group', 'batch' or 'none'")
-    return _with_singletons(advantage, alone, groups, singleton)
+    return _with_singletons(advantage, rewards, own, groups, singleton)
 
 
 def dr_grpo_advantage(
@@ -82,7 +82,7 @@ def rloo_advantage(
     rewards = as_float(rewards)
     counts = groups.counts.to(rewards.dtype)
     advantage = group_centred(rewards, groups) * groups.spread(counts / (counts - 1).clamp(min=1))
-    return _with_singletons(advantage, rewards, groups, singleton)
+    return _with_singletons(advantage, rewards, 1.0, groups, singleton)
 
 
 def remax_advantage(
@@ -237,9 +237,11 @@ def _std(values: Tensor, ddof: int) -> Tensor:
     return group_std(values, Groups.of(torch.zeros(len(values), dtype=torch.int64, device=values.device)), ddof=ddof)
 
 
-def _with_singletons(advantage: Tensor, alone: Tensor, groups: Groups, singleton: Singleton) -> Tensor:
+def _with_singletons(
+    advantage: Tensor, rewards: Tensor, scale: Tensor | float, groups: Groups, singleton: Singleton
+) -> Tensor:
     if singleton == "zero":  # already so: a lone value minus itself
         return advantage
     if singleton == "raw":
-        return torch.where(groups.row_counts == 1, alone, advantage)
+        return torch.where(groups.row_counts == 1, rewards / scale, advantage)
     raise UsageError(f"singleton is {singleton!r}; it must be 'zero' or 'raw'")

@@ -47,12 +47,11 @@ def beta_moments(p: Float[Tensor, " Q"], *, ddof: int = 1) -> tuple[Float[Tensor
     p = as_float(p)
     if len(p) == 1:
         return p.new_zeros(()), p.new_full((), -1.0)
-    mean = p.mean()
-    variance = (p - mean).square().sum() / (len(p) - ddof)
-    bernoulli = mean * (1 - mean)
-    degenerate = (variance <= LEAST_VARIANCE) | (bernoulli <= 0)
-    concentration = torch.where(degenerate, 0.0, bernoulli / variance.clamp(min=LEAST_VARIANCE) - 1)
-    return concentration * mean, concentration * (1 - mean)
+    variance, mean = torch.var_mean(p, correction=ddof)
+    failure = 1 - mean
+    # Rates that are all 0 or all 1 have variance 0 as well.
+    concentration = torch.where(variance > LEAST_VARIANCE, mean * failure / variance - 1, 0.0)
+    return concentration * mean, concentration * failure
 
 
 def bnpo_params(
@@ -105,9 +104,12 @@ def bnpo_advantage(
     rewards = as_float(rewards)
     if r_max <= r_min:
         raise UsageError(f"r_max is {r_max}, r_min is {r_min}: r_max must be the greater one")
-    if len(rewards) and not (r_min <= float(rewards.min()) and float(rewards.max()) <= r_max):
-        low, high = float(rewards.min()), float(rewards.max())
-        raise UsageError(f"rewards run from {low:g} to {high:g}, outside [{r_min:g}, {r_max:g}]; set r_min and r_max")
+    if len(rewards):
+        low, high = (float(x) for x in rewards.aminmax())
+        if not (r_min <= low and high <= r_max):
+            raise UsageError(
+                f"rewards run from {low:g} to {high:g}, outside [{r_min:g}, {r_max:g}]; set r_min and r_max"
+            )
     scaled = (rewards - r_min) / (r_max - r_min)
     p = group_mean(scaled, groups)
     if singleton == "raw":

@@ -90,7 +90,7 @@ def group_sum(values: Float[Tensor, " N"], group: Int[Tensor, " N"] | Groups) ->
     """Sum of ``values`` over each group."""
     groups = Groups.of(group)
     values = _matching(values, groups)
-    return values.new_zeros(len(groups)).index_add(0, groups.index, values)
+    return values.new_zeros(len(groups)).index_add_(0, groups.index, values)
 
 
 def group_mean(values: Float[Tensor, " N"], group: Int[Tensor, " N"] | Groups) -> Float[Tensor, " Q"]:
@@ -133,14 +133,14 @@ def mixed_groups(rewards: Float[Tensor, " N"], group: Int[Tensor, " N"] | Groups
     groups = Groups.of(group)
     rewards = _matching(rewards, groups)
     varied = rewards != groups.spread(_group_least(rewards, groups))
-    return groups.spread(varied.new_zeros(len(groups), dtype=torch.int64).index_add(0, groups.index, varied.long())) > 0
+    return groups.spread(group_sum(varied.to(rewards.dtype), groups)) > 0
 
 
 def _group_least(values: Tensor, groups: Groups) -> Tensor:
     # Any member would do as the pivot; the least does not depend on the rows' order. It cancels out of every result,
     # so it needs no gradient.
     empty = values.new_zeros(len(groups))
-    return empty.scatter_reduce(0, groups.index, values.detach(), "amin", include_self=False)
+    return empty.scatter_reduce_(0, groups.index, values.detach(), "amin", include_self=False)
 
 
 def _matching(values: Tensor, groups: Groups) -> Tensor:
