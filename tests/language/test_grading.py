@@ -1,8 +1,8 @@
-import math
 import sys
 import threading
 import time
 from fractions import Fraction
+from math import isfinite
 
 import pytest
 from hypothesis import given, settings
@@ -233,7 +233,7 @@ def test_bad_rubrics(rubric, words):
 
 
 @pytest.fixture(scope="module")
-def math():
+def mathematics():
     return math_verify_grader(seconds=2)
 
 
@@ -249,15 +249,15 @@ def math():
         ("3", "", 0),
     ],
 )
-def test_math_verify(math, answer, response, reward):
-    assert one(math, response, answer=answer) == reward
+def test_math_verify(mathematics, answer, response, reward):
+    assert one(mathematics, response, answer=answer) == reward
 
 
-def test_math_verify_off_the_main_thread_with_a_bomb_and_afterwards(math):
+def test_math_verify_off_the_main_thread_with_a_bomb_and_afterwards(mathematics):
     rewards = []
     responses = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{3}"]
     start = time.perf_counter()
-    thread = threading.Thread(target=lambda: rewards.extend(math(responses, [{"answer": "3"}] * 2)))
+    thread = threading.Thread(target=lambda: rewards.extend(mathematics(responses, [{"answer": "3"}] * 2)))
     thread.start()
     thread.join(30)
     assert rewards == [0, 1]
@@ -295,9 +295,9 @@ def test_a_checking_process_that_does_not_start_is_an_error(tmp_path, monkeypatc
         math_checking.MathChecker().equal("3", "3")
 
 
-def test_math_verify_names_a_reference_it_cannot_read(math):
+def test_math_verify_names_a_reference_it_cannot_read(mathematics):
     with pytest.raises(PolicydistError, match="reference answer '' is no mathematics"):
-        one(math, "3", answer="")
+        one(mathematics, "3", answer="")
     with pytest.raises(UsageError, match="at least 1"):
         math_verify_grader(seconds=0)
 
@@ -349,10 +349,11 @@ def test_bad_function_specs(module, spec, words):
         load_function(spec)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789eE+-.,/ xyz", max_size=12))
 def test_any_text_either_holds_a_finite_number_or_none(text: str) -> None:
     found = last_number(text)
-    assert found is None or math.isfinite(found)
+    assert found is None or isfinite(found)
 
 
 def test_an_exponent_without_a_mantissa_is_no_number() -> None:
