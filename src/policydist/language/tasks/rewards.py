@@ -5,8 +5,9 @@
 ``prompts`` and ``completions`` are lists, one entry a response. For rows whose prompt is a string both hold strings;
 for rows whose prompt is a list of chat messages, a prompt is that list and a completion is
 ``[{"role": "assistant", "content": text}]``, as in TRL. Every other column of the rows arrives by its name as a list of
-the same length, with None where a row lacks it. The function returns one finite number a response. TRL
-passes some arguments of its own besides, so a function for both ends its parameters with ``**kwargs``.
+the same length, with None where a row lacks it. The function returns one finite number a response.
+
+TRL passes some arguments of its own besides, so a function for both ends its parameters with ``**kwargs``.
 """
 
 from __future__ import annotations

@@ -87,4 +87,4 @@ def _criterion(number: int, item: Any) -> Criterion:
             raise PolicydistError(f"{where}: {value!r} is no regular expression: {error}") from error
     elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise PolicydistError(f"{where}: {kind} needs a whole number as value, not {value!r}")
-    return Criterion(kind, value, float(weight))
+    return Criterion(str(kind), value, float(weight))

@@ -13,7 +13,6 @@ from policydist.language.tasks.base import Grader, Row, Task
 from policydist.language.tasks.files import HUB_OPTIONS, Columns, read_hub, read_jsonl, read_parquet
 from policydist.language.tasks.grading import GRADERS, last_number
 from policydist.language.tasks.rewards import python_function
-from policydist.runs import seeds
 
 KINDS = ("reasoning-gym:<name>", "jsonl:<file>", "parquet:<file>", "hub:<name>[:config][@split]")
 """The kinds of task besides the named ones."""
@@ -161,6 +160,8 @@ def _cut(
     test_size: int | None,
 ) -> tuple[Sequence[Row], Sequence[Row]]:
     """Split where there is no test part, then keep the wanted number of rows of each, drawn by the seed."""
+    from policydist.runs import seeds  # here, because it loads torch, which listing task names should not
+
     order = seeds.numpy_generator(seed, "split").permutation(len(train)).tolist()
     if test is None:
         if len(train) < 2 and test_size != 0:
