@@ -368,8 +368,8 @@ class R3D(BaseEstimator):
 
     def _headline(self) -> list[tuple[str, str]]:
         h = np.atleast_1d(self.bandwidth_)
-        width = f"{h[0]:.4g}" if len(h) == 1 else f"{h.min():.4g} to {h.max():.4g}, one a quantile"
-        source = "given" if self.bandwidth_details_ is None else self.bandwidth_method.replace("_", ", ")
+        width = f"{h[0]:.4g}" if len(h) == 1 else f"{h.min():.4g} to {h.max():.4g} by quantile"
+        source = "given" if self.bandwidth_details_ is None else self.bandwidth_method
         rows = [
             ("Estimator", "local Fréchet" if self.kind == "frechet" else "local polynomial, rearranged"),
             ("Design", f"{'fuzzy' if self.fuzzy else 'sharp'}, cutoff {self.cutoff:g}"),

@@ -21,7 +21,7 @@ def summary_text(
     """A fixed-width table; ``rows`` has the columns q, effect, se, lower, upper, left curve, right curve."""
     level = f"{100 * band.confidence:g}%"
     lines = ["Regression discontinuity with distribution-valued outcomes", RULE]
-    lines += [f"{name + ':':<30}{value}" for name, value in head]
+    lines += [f"{name + ':':<32}{value}" for name, value in head]
     lines += [RULE, f"{'q':>6}{'effect':>12}{'se':>10}{level + ' uniform band':>26}{'left':>12}{'right':>12}"]
     for q, tau, se, lower, upper, left, right in rows:
         interval = f"[{lower:.4g}, {upper:.4g}]"
@@ -31,7 +31,7 @@ def summary_text(
         p_value = f"= {test.p_value:.4f}" if test.p_value > 0 else f"< {1 / n_draws:.2g}"
         scope = f"q in [{test.interval[0]:g}, {test.interval[1]:g}]"
         lines.append(f"{test.hypothesis:<14}{scope:<22}statistic {test.statistic:<10.4g} p {p_value}")
-    lines.append("Left and right are the average quantile functions at the cutoff; se is pointwise.")
+    lines.append("left, right: average quantile functions at the cutoff; se: pointwise")
     return "\n".join(lines)
 
 

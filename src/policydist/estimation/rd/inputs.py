@@ -236,7 +236,7 @@ def _weight(weight: Any, length: int, position: int) -> np.ndarray:
 def _warn_small_units(sizes: np.ndarray, grid: np.ndarray) -> None:
     """Quantile noise must vanish faster than 1/sqrt(n h); beyond the extreme order statistics it cannot."""
     single = int(np.sum(sizes == 1))
-    tail = min(grid[0], 1.0 - grid[-1])
+    tail = min(grid[0], 1.0 - grid[-1]) + 1e-12
     small = int(np.sum(sizes * tail < 1.0))
     if single:
         warnings.warn(
