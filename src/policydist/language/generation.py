@@ -75,7 +75,7 @@ def draw(
     return ids[:, 0], logprobs.gather(1, ids)[:, 0]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     decoder: Decoder, uniforms: Float[Tensor, "N L"], sampling: Sampling, ends: Sequence[int], pad: int
 ) -> Generation:
@@ -108,4 +108,4 @@ def decode(
             decoder.keep(kept)
             rows, tokens, going = rows[kept], tokens[kept], going[kept]
         logits = decoder.next(tokens)
-    return Generation(*(tensor[:step].T.contiguous().clone() for tensor in (ids, mask, logprobs)))
+    return Generation(*(tensor[:step].T.contiguous() for tensor in (ids, mask, logprobs)))

@@ -154,7 +154,7 @@ class TransformersPolicy:
         owner = torch.repeat_interleave(torch.arange(len(prompts)), prompts.samples.cpu())
         uniforms = uniforms.to(device)
         parts = []
-        with torch.inference_mode():
+        with torch.no_grad():
             for start in range(0, max(len(owner), 1), DECODE_ROWS):
                 asked, inverse = owner[start : start + DECODE_ROWS].unique_consecutive(return_inverse=True)
                 decoder = self._decoder(prompts, asked, inverse.to(device), sampling.max_new_tokens)
