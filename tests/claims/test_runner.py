@@ -98,6 +98,17 @@ def test_ray_gives_the_same_record(run):
     assert comparable(run(1, engine="ray", workers=2)) == comparable(run(1))
 
 
+@pytest.mark.slow
+def test_ray_errors_name_the_job_and_keep_the_rest(run, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    flag = tmp_path / "fail"
+    flag.touch()
+    monkeypatch.setenv("TOY_FAIL", str(flag))
+    with pytest.raises(PolicydistError, match="seed 1003, stratum all: RuntimeError: out of luck"):
+        run(5, engine="ray", workers=1)
+    assert list((tmp_path / "state" / "journal").iterdir())
+
+
 def test_ray_is_an_extra(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"policydist\[ray\]"):

@@ -89,6 +89,7 @@ def ray(tasks: Sequence[Task], workers: int) -> Iterator[dict[str, Any]]:
             num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False,
             runtime_env={"env_vars": {**variables, "PYTHONPATH": path}},
         )  # fmt: skip
+    waiting: list[Any] = []
     try:
         remote = cluster.remote(num_cpus=1, max_retries=0)(perform)
         waiting = [remote.remote(task) for task in tasks]
@@ -99,6 +100,8 @@ def ray(tasks: Sequence[Task], workers: int) -> Iterator[dict[str, Any]]:
             except cluster.exceptions.RayTaskError as problem:
                 raise PolicydistError(str(problem.cause)) from None
     finally:
+        for reference in waiting:  # none are left unless the iterator was abandoned
+            cluster.cancel(reference, force=True)
         if started:
             cluster.shutdown()
 
