@@ -130,11 +130,11 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
         self.network_ = _network(X.shape[1], tuple(self.hidden), self.head_, targets, generator)
-        self._train(self._inputs(X), torch.as_tensor(targets), torch.as_tensor(weights).float(), generator)
+        self._train(self._inputs(X).float(), torch.as_tensor(targets), torch.as_tensor(weights).float(), generator)
         return self
 
     def _inputs(self, X: NDArray[np.float64]) -> Tensor:
-        return torch.as_tensor((X - self.centre_) / self.spread_, dtype=torch.float32)
+        return torch.as_tensor((X - self.centre_) / self.spread_)
 
     def _train(self, x: Tensor, y: Tensor, weights: Tensor, generator: torch.Generator) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
@@ -157,7 +157,7 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
             loss.backward()
             optimizer.step()
             curve.append(loss.item())
-        self.network_ = network.cpu().eval()
+        self.network_ = network.cpu().double().eval()  # float64: a row's prediction must not depend on its batch
         self.loss_curve_ = np.asarray(curve)
 
     @torch.no_grad()
