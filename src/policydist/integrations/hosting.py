@@ -1,0 +1,72 @@
+"""A recipe inside somebody else's training loop: the host samples and judges, the recipe gives credit and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from policydist.errors import UsageError
+from policydist.language import methods
+from policydist.language.objectives import LossConfig
+from policydist.language.recipe import Context, OnPolicy, Recipe, Setting, Shuffled
+from policydist.language.types import Prompts, Rollouts, Sampling
+from policydist.runs import config as configs
+
+NEEDS = {
+    "aepo": "a second, hotter or colder, sampling pass",
+    "ppo": "a value head and its loss",
+    "sft": "responses from the data in place of samples",
+}
+"""What those methods need that a host, which samples by itself and trains one language model, does not give."""
+
+
+@dataclass(frozen=True)
+class HostedPrompts:
+    """Stands where a recipe expects its prompts: the host takes them from its own data set."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def take(self, rows: Int[Tensor, " Q"], samples: int | Int[Tensor, " Q"]) -> Prompts:
+        raise UsageError("the host engine draws the prompts; a hosted recipe has none of its own")
+
+
+def keep_rewards(rollouts: Rollouts, ctx: Context) -> Rollouts:
+    """The judge of a hosted recipe: the host's rewards as they are."""
+    return rollouts
+
+
+def hosted(method: str, knobs: Mapping[str, Any], host: str, max_new_tokens: int) -> tuple[LossConfig, Recipe]:
+    """The method's config and recipe, if all that it adds is a judge's shaping, an advantage or a loss.
+
+    Raises:
+        UsageError: unknown method or knob, or a method that changes how prompts are chosen or responses sampled, or
+            that needs a value head.
+    """
+    module = methods.load(method)
+    if method in NEEDS:
+        raise UsageError(f"{method} cannot run inside {host}: it needs {NEEDS[method]}. Use policydist train {method}")
+    config = configs.build(module.Config, knobs, "knobs")
+    recipe = module.build(config, Setting(HostedPrompts(), keep_rewards, Sampling(max_new_tokens)))
+    if getattr(config, "dynamic_sampling", False):
+        raise UsageError(
+            f"{method} cannot run inside {host} with dynamic sampling, which draws prompts until the batch is full: "
+            "set the knob dynamic_sampling to False"
+        )
+    for part, plain, what in (
+        (recipe.sampler, OnPolicy, "samples responses"),
+        (recipe.curriculum, Shuffled, "chooses prompts"),
+    ):
+        if not isinstance(part, plain):
+            raise UsageError(
+                f"{method} cannot run inside {host}: it {what} in its own way ({type(part).__name__}). "
+                f"Use policydist train {method}"
+            )
+    if recipe.needs_values:
+        raise UsageError(f"{method} cannot run inside {host}: it needs {NEEDS['ppo']}. Use policydist train {method}")
+    assert isinstance(config, LossConfig)
+    return config, recipe

@@ -1,0 +1,267 @@
+"""Any method whose addition is an advantage or a loss, inside TRL's GRPO trainer (trl 1.16).
+
+    from policydist.integrations.trl import GRPOTrainer
+
+    GRPOTrainer(model=..., reward_funcs=..., args=GRPOConfig(...), train_dataset=..., method="bnpo").train()
+
+TRL tokenises, generates, judges, logs, saves and distributes as always; the advantages come from the method's own
+``credit`` and the loss from its own ``objective``, the very objects that `policydist train` uses.
+TRL's ``loss_type="bnpo"`` is a token mean and has nothing to do with ``method="bnpo"`` (Beta normalisation, arXiv
+2506.02864).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from policydist.errors import MissingExtraError, PolicydistError, UsageError
+from policydist.integrations.hosting import hosted
+from policydist.language.objectives import LossConfig
+from policydist.language.recipe import Context, Norm
+from policydist.language.types import Rollouts
+from policydist.language.world import World
+
+try:
+    import trl
+
+    from policydist.integrations.trl_model import TrlPolicy, TrlWorld, from_trl
+except ModuleNotFoundError as absent:
+    if absent.name != "trl":
+        raise
+    raise MissingExtraError("trl", "trl") from None
+
+DECIDED = {
+    "loss_type": "aggregation",
+    "epsilon": "clip_low",
+    "epsilon_high": "clip_high",
+    "beta": "kl_coef",
+    "delta": "dual_clip",
+    "entropy_coef": "entropy_coef",
+    "scale_rewards": "scale",
+    "importance_sampling_level": None,
+    "multi_objective_aggregation": None,
+    "use_adaptive_entropy": None,
+    "top_entropy_quantile": None,
+    "off_policy_mask_threshold": None,
+    "use_bias_correction_kl": None,
+}
+"""Settings of GRPOConfig that the method decides, and the knob to set instead, if there is one."""
+STATE = "policydist_state.json"
+
+
+class GRPOTrainer(trl.GRPOTrainer):
+    """TRL's trainer with the advantages and the loss of one of our methods.
+
+    ``method`` is a slug (grpo, dr_grpo, rloo, reinforce, reinforce_pp, bnpo, gspo, dapo, dcpo), ``knobs`` its settings
+    as `policydist show SLUG` lists them; everything else is TRL's. The loss is normalised over the whole optimiser
+    step, all processes and all accumulated micro-batches. Several updates a batch come from GRPOConfig
+    (``steps_per_generation``, ``num_iterations``), a KL penalty from ``knobs={"kl_coef": ...}``, not ``beta``.
+
+    Raises:
+        UsageError: unknown method or knob; a method that is more than an advantage or a loss (aepo, ppo, sft, dapo's
+            dynamic sampling); a GRPOConfig setting that the method decides; a vision or mixture-of-experts model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: trl.GRPOConfig | None = None,
+        train_dataset: Any = None,
+        *,
+        method: str,
+        knobs: Mapping[str, Any] | None = None,
+        **others: Any,
+    ) -> None:
+        args = trl.GRPOConfig(f"policydist-{method}") if args is None else args
+        self.knobs, self.recipe = hosted(method, knobs or {}, "TRL", args.max_completion_length)
+        check_settings(args, method, self.knobs)
+        args = copy.copy(args)
+        args.beta = self.knobs.kl_coef  # makes TRL load and score the reference policy
+        self._past = Past()
+        self._sizes: list[Norm] = []
+        self._rewards: Tensor | None = None
+        super().__init__(model, reward_funcs, args, train_dataset, **others)
+        if self._is_vlm:
+            raise UsageError("policydist's TRL trainer trains text models; this one takes images")
+        if self.aux_loss_enabled:
+            raise UsageError(f"{method} has no loss that balances experts: set GRPOConfig(router_aux_loss_coef=0.0)")
+
+    def _calculate_rewards(self, *given: Any) -> Float[Tensor, "N K"]:
+        """TRL's own, remembered: all processes' rewards by reward function, NaN where one does not apply."""
+        self._rewards = super()._calculate_rewards(*given)
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        everything = self._credit(self._judged(output))
+        count, width = output["completion_ids"].shape
+        start = self.accelerator.process_index * count
+        assert everything.advantages is not None
+        output["advantages"] = everything.advantages[start : start + count, :width]
+        self._relog(everything)
+        return output
+
+    def _judged(self, output: dict[str, Any]) -> Rollouts:
+        """All processes' completions with their rewards; rows in TRL's order, groups of consecutive rows."""
+        device, training = self.accelerator.device, self.model.training
+        joined = World(self.accelerator).join(from_trl(output)).to(device)
+        assert self._rewards is not None
+        row = torch.arange(len(joined), device=device)
+        group = row // (self.num_generations if training else self.num_generations_eval)
+        names = [f"reward/{name}" for name in self.reward_func_names]
+        extras = dict(zip(names, self._rewards.unbind(1), strict=True)) | {"row": row}
+        rewards = (self._rewards * self.reward_weights.to(device)).nansum(1)
+        return dataclasses.replace(joined, group=group, index=group, rewards=rewards, advantages=None, extras=extras)
+
+    @torch.no_grad()
+    def _credit(self, everything: Rollouts) -> Rollouts:
+        """The recipe's judge and credit over the global batch. Completions without any reward get advantage 0.
+
+        Raises:
+            UsageError: a reward function is silent on some completions, and the method takes its rewards by themselves.
+            PolicydistError: the credit leaves out rows or yields an advantage that is not finite.
+        """
+        ctx = self._context(self.model, TrlWorld(self.accelerator, everything))
+        if self.model.training:
+            self._past = self._past.settled()
+        ctx.entropy = self._past.entropy
+        assert self._rewards is not None
+        known = ~self._rewards.isnan().all(1)
+        if getattr(self.knobs, "decompose", False) and bool(self._rewards[known].isnan().any()):
+            raise UsageError("knob decompose: every reward function must score every completion, one returned None")
+        credited = self.recipe.credit(self.recipe.judge(everything.select(known), ctx), ctx)
+        found = credited.advantages
+        if found is None or len(found) != int(known.sum()) or not bool(found.isfinite().all()):
+            raise PolicydistError(
+                f"step {self.state.global_step + 1}: the method's credit gave no finite advantage to every completion; "
+                "does each reward function return a number for each of them?"
+            )
+        advantages = found.new_zeros(everything.response_ids.shape)
+        advantages[known] = found
+        for name, value in ctx.metrics.items():
+            self._log(name, value)
+        return dataclasses.replace(everything, advantages=advantages)
+
+    def _relog(self, everything: Rollouts) -> None:
+        """Put the true advantages (mean over a completion's tokens) into TRL's table of completions."""
+        assert everything.advantages is not None
+        means = everything.advantages.sum(1) / everything.response_mask.sum(1).clamp(min=1)
+        logged = self._logs["advantages"]
+        for _ in range(min(len(means), len(logged))):
+            logged.pop()
+        logged.extend(means.tolist())
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.model.training and self._buffered_inputs is not before:
+            self._sizes = [self._size(batch) for batch in self._buffered_inputs]
+        return inputs
+
+    def _size(self, inputs: dict[str, Any]) -> Norm:
+        """Tokens, sequences and width of a micro-batch over all processes."""
+        part = from_trl(inputs)
+        mine = torch.tensor([[part.response_mask.sum(), *part.response_ids.shape]], device=self.accelerator.device)
+        every = self.accelerator.gather(mine)
+        return Norm(float(every[:, 0].sum()), float(every[:, 1].sum()), int(every[:, 2].max()))
+
+    def _norm(self) -> Norm:
+        """Denominators of the current optimiser step.
+
+        Where a step spans several generation batches, the later ones are unknown yet and taken to be like this one.
+        """
+        known, steps = self._sizes, self.current_gradient_accumulation_steps
+        factor = steps / len(known)
+        if len(known) % steps == 0:
+            start = self._step % len(known) // steps * steps
+            known, factor = known[start : start + steps], 1.0
+        tokens, sequences = sum(size.tokens for size in known), sum(size.sequences for size in known)
+        return Norm(max(1.0, tokens * factor), sequences * factor, max(size.max_length for size in known))
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """The recipe's objective on one micro-batch; over micro-batches and processes the parts add up to the loss."""
+        batch, training = from_trl(inputs), self.model.training
+        ctx = self._context(model, World())
+        local = Norm(max(1.0, float(batch.response_mask.sum())), float(len(batch)), batch.response_ids.shape[1])
+        ctx.norm = self._norm() if training else local
+        loss, numbers = self.recipe.objective(ctx.policy, batch, ctx)
+        stacked = torch.stack([value.detach().float() for value in numbers.values()])
+        totals = dict(zip(numbers, self.accelerator.reduce(stacked, reduction="sum").tolist(), strict=True))
+        processes = self.accelerator.num_processes
+        if training:
+            steps = self.current_gradient_accumulation_steps
+            self._past = self._past.with_part(totals.get("entropy", math.nan), 1 / steps)
+            scale = float(steps)
+        else:
+            scale = 1 / processes
+        for name, total in totals.items():
+            self._log(name, total * scale)
+        return loss * processes if training else loss
+
+    def _context(self, model: Any, world: World) -> Context:
+        """Step, policy and updates a batch; with one update, the policy being trained is the one that sampled."""
+        every = self.args.steps_per_generation * self.num_iterations
+        aligned = self.args.gradient_accumulation_steps % every == 0
+        updates = 1 if aligned else max(2, every // self.args.gradient_accumulation_steps)
+        policy = TrlPolicy(self, model)
+        return Context(policy, self.args.seed, world=world, step=self.state.global_step, updates=updates)
+
+    def _log(self, name: str, value: float) -> None:
+        self._metrics["train" if self.model.training else "eval"][f"policydist/{name}"].append(value)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / STATE).write_text(json.dumps(dataclasses.asdict(self._past)))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / STATE).is_file():
+            self._past = Past(**json.loads((Path(checkpoint) / STATE).read_text()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """The sampled entropy (nats) of the previous update phase, and the running sum of the present one over ``weight``
+    optimiser steps."""
+
+    entropy: float = 0.0
+    total: float = 0.0
+    weight: float = 0.0
+
+    def with_part(self, entropy: float, weight: float) -> Past:
+        """After one more micro-batch."""
+        return Past(self.entropy, self.total + entropy, self.weight + weight)
+
+    def settled(self) -> Past:
+        """At the start of the next rollouts: the present phase becomes the previous one."""
+        return Past(self.total / self.weight) if self.weight else self
+
+
+def check_settings(args: trl.GRPOConfig, method: str, config: LossConfig) -> None:
+    """Refuse what would be silently ignored.
+
+    Raises:
+        UsageError: naming the setting of GRPOConfig and the knob that takes its place.
+    """
+    knobs = {field.name for field in dataclasses.fields(config)}
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if field.name in DECIDED and value != field.default:
+            knob = DECIDED[field.name]
+            mend = f"set knobs={{{knob!r}: ...}}" if knob in knobs else f"leave it at {field.default!r}"
+            raise UsageError(f"GRPOConfig({field.name}={value!r}) would be ignored, {method} decides it: {mend}")
+    if method == "dcpo" and args.temperature != 1:
+        raise UsageError(f"dcpo tilts the policy at temperature 1, not GRPOConfig(temperature={args.temperature})")
