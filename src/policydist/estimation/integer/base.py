@@ -49,7 +49,7 @@ class IntegerDistribution(Distribution):
         raise NotImplementedError
 
     @property
-    def support(self) -> Constraint:  # type: ignore[override]
+    def support(self) -> Constraint:
         """ℤ, the integers from a bound on, or an interval of integers."""
         lo, hi = self._bounds()
         if lo is None and hi is None:

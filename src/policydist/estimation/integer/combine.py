@@ -104,17 +104,18 @@ class IntegerMixture(MixtureSameFamily, IntegerDistribution):
     ) -> None:
         weights = Categorical(logits=logits, validate_args=validate_args)
         MixtureSameFamily.__init__(self, weights, components, validate_args=validate_args)
+        self.components = components
 
     def _bounds(self) -> tuple[int | None, int | None]:
-        return self.component_distribution._bounds()  # type: ignore[no-any-return]
+        return self.components._bounds()
 
     def _device(self) -> torch.device:
         return self.mixture_distribution.logits.device
 
     @property
-    def support(self) -> Constraint:  # type: ignore[override]
+    def support(self) -> Constraint:
         """The support of the components."""
-        return self.component_distribution.support
+        return self.components.support
 
     def _validate_sample(self, value: Tensor) -> None:
         IntegerDistribution._validate_sample(self, value)
@@ -132,7 +133,7 @@ class IntegerMixture(MixtureSameFamily, IntegerDistribution):
     def log_mass(self, lo: Bound, hi: Bound) -> Float[Tensor, "*s"]:
         """log Σ_k π_k P_k(lo ≤ N ≤ hi)."""
         ends = [b.unsqueeze(-1) if isinstance(b, Tensor) else b for b in (lo, hi)]
-        logs = self.component_distribution.log_mass(*ends)
+        logs = self.components.log_mass(*ends)
         return torch.logsumexp(logs + self.mixture_distribution.logits, -1)
 
     def cdf(self, value: Shaped[Tensor, "*#s"]) -> Float[Tensor, "*s"]:

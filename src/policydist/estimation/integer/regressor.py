@@ -114,23 +114,32 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learn from X (n, d) and whole-number targets y (n,); rows with weight zero count for nothing."""
         self._validate_params()
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        targets = _whole_numbers(y)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        features, outcome = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        targets = _whole_numbers(outcome)
+        weights = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
         if not weights.sum() > 0:
             raise ValueError("sample_weight must be positive for at least one row")
         used = weights > 0
-        X, targets, weights = X[used], targets[used], weights[used]
-        options = {"bits": self.bits, "signed": self.signed, "spread_start": self.spread_start}
-        plain = make_head(self.head, self.components, self.lower, self.upper, **options)
+        features, targets, weights = features[used], targets[used], weights[used]
+        plain = make_head(
+            self.head,
+            self.components,
+            self.lower,
+            self.upper,
+            bits=self.bits,
+            signed=self.signed,
+            spread_start=self.spread_start,
+        )
         self.head_ = plain.fitted(targets)
         _check_range(targets, self.head_, self.head)
-        self.centre_, spread = X.mean(axis=0), X.std(axis=0)
+        self.centre_, spread = features.mean(axis=0), features.std(axis=0)
         self.spread_ = np.where(spread > 1e-12 * np.maximum(1.0, np.abs(self.centre_)), spread, 1.0)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
-        self.network_ = _network(X.shape[1], tuple(self.hidden), self.head_, targets, generator)
-        self._train(self._inputs(X).float(), torch.as_tensor(targets), torch.as_tensor(weights).float(), generator)
+        self.network_ = _network(features.shape[1], tuple(self.hidden), self.head_, targets, generator)
+        self._train(
+            self._inputs(features).float(), torch.as_tensor(targets), torch.as_tensor(weights).float(), generator
+        )
         return self
 
     def _inputs(self, X: NDArray[np.float64]) -> Tensor:
@@ -164,8 +173,8 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
     def predict_distribution(self, X: ArrayLike) -> IntegerDistribution:
         """The predicted law of every row: a ``torch.distributions`` object of batch shape (n,)."""
         check_is_fitted(self, "network_")
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        law = self.head_.distribution(self.network_(self._inputs(X)))
+        features = validate_data(self, X, dtype=np.float64, reset=False)
+        law = self.head_.distribution(self.network_(self._inputs(features)))
         law._validate_args = True
         return law
 
@@ -192,8 +201,8 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Mean log₂-probability of y, in bits per target: at most 0, higher is better; y outside the range raises."""
         check_is_fitted(self, "network_")
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, reset=False)
-        targets = _whole_numbers(y)
+        _, outcome = validate_data(self, X, y, dtype=np.float64, y_numeric=True, reset=False)
+        targets = _whole_numbers(outcome)
         _check_range(targets, self.head_, self.head)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         with torch.no_grad():
