@@ -22,6 +22,7 @@ ORDER = ("reproduced", "direction_only", "not_separated", "null", "contradicted"
 reason.
 """
 
+LEAST = 5  # fewer contrasts never reach p <= 0.05 in a one-sided exact test
 SMALL = 10  # below this many contrasts the exact sign-flip test must agree with the bootstrap
 
 
@@ -84,7 +85,7 @@ def _more(evidence: Evidence, gap: float) -> str:
     )
     if not math.isfinite(spread) or spread == 0 or gap == 0 or not math.isfinite(gap):
         return "more units would decide"
-    return f"about {units_needed(spread, gap)} units would decide"
+    return f"about {max(units_needed(spread, gap), LEAST)} units would decide"
 
 
 def _text(interval: tuple[float, float]) -> str:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from policydist.claims.conditions import SMALL, Beyond, Bound, Condition, Every, Inside, Intersects, Point
+from policydist.claims.conditions import LEAST, SMALL, Beyond, Bound, Condition, Every, Inside, Intersects, Point
 from policydist.claims.estimands import Estimand
 from policydist.claims.statistics import Aggregate, simultaneous_level
 
@@ -221,13 +220,12 @@ def _rule_problems(claim: Claim, arms: set[str]) -> Iterator[str]:
             yield f"quorum {item.name!r} needs {item.need} of {len(item.rules)} rules"
     for rule in claim.flat_rules():
         contrasts = claim.n_units * len(rule.strata or claim.strata)
-        least = math.ceil(math.log2(1 / 0.05))
         if not (rule.must and rule.interval == "bootstrap" and rule.passes.needs_interval()):
             continue
         if not rule.estimand.exact_test() and contrasts < SMALL:
             yield f"rule {rule.name!r} has no exact test to set beside the bootstrap; take at least {SMALL} units"
-        if contrasts < least:
-            yield f"rule {rule.name!r}: {contrasts} units never reach p <= 0.05 in the exact test; take {least} or more"
+        if contrasts < LEAST:
+            yield f"rule {rule.name!r}: {contrasts} units never reach p <= 0.05 in the exact test; take {LEAST} or more"
 
 
 __all__ = [
