@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ class Lora:
     """Low-rank adaptation (arXiv 2106.09685) of every linear layer but the head, trained in place of the model itself."""
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     targets: str = "all-linear"
 
 
@@ -52,7 +53,7 @@ def load_policy(
     tokenizer = _tokenizer(source, options)
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    model = _model(adapter or source, options | {"dtype": DTYPES[dtype]})
+    model: Any = _model(adapter or source, options | {"dtype": DTYPES[dtype]})
     if adapter:
         from peft import PeftModel
 
@@ -88,15 +89,28 @@ def _adapter_base(source: str) -> str | None:
 
 
 def _tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     held = Path(source)
     if held.is_dir() and not any((held / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
         raise UsageError(f"{source} holds no tokenizer: save one there with tokenizer.save_pretrained")
+    # AutoTokenizer goes by the model's architecture and would replace a tokenizer of the general class by that family's own.
+    loader = PreTrainedTokenizerFast if _general_tokenizer(held) else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+        return loader.from_pretrained(source, padding_side="left", **options)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"cannot load a tokenizer from {source}: {_first_line(error)}") from error
+
+
+def _general_tokenizer(directory: Path) -> bool:
+    file = directory / "tokenizer_config.json"
+    if not file.is_file() or not (directory / "tokenizer.json").is_file():
+        return False
+    try:
+        named = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class")
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{file} is not a JSON object: save the tokenizer again") from error
+    return named in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def _model(source: str, options: dict[str, Any]) -> PreTrainedModel:

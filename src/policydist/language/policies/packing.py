@@ -20,7 +20,7 @@ from torch import Tensor
 from policydist.language.policies.attention import Call, causal
 from policydist.language.types import Rollouts
 
-Array = np.ndarray[Any, np.dtype[np.int64]]
+Array = np.ndarray[Any, Any]
 
 SLACK = 0.8
 """A bucket takes sequences down to this fraction of its longest one."""
