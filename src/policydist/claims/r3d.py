@@ -43,7 +43,7 @@ DESIGNS: dict[str, Literal["dgp1", "spread"]] = {"dgp1": "dgp1", "spread": "spre
 
 
 def spread_effect(job: Job) -> Mapping[str, Outcome]:
-    """Relative error of the spread effect tau(.9) - tau(.1): R3D, quantile RD, shuffled units; one bandwidth for all."""
+    """Relative error of the spread effect tau(.9) - tau(.1): R3D, quantile RD and dealt units, at one bandwidth."""
     from policydist.estimation.methods.r3d import R3D
     from policydist.estimation.rd.baselines import quantile_rd
     from policydist.estimation.rd.simulation import simulate
