@@ -47,10 +47,10 @@ def compare(asked: Compare) -> int:
             settings=asked.set, out=asked.out, workers=asked.workers, on_progress=tell,
         )  # fmt: skip
     page = comparison.write(result.path)
-    rows = comparison.table(result.path)
     if asked.json:
-        show_json(rows)
+        show_json(comparison.plain(result.path))
         return 0
+    rows = comparison.table(result.path)
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "method" else "right")
