@@ -207,9 +207,10 @@ def notes(data: Comparison, lines: Sequence[Line]) -> list[str]:
             f"Means over {count} seeds; in brackets 95 % percentile bootstrap intervals over seeds (10 000 resamples)."
         ]
         if count < 10:
+            least = words.number(2.0 ** (1 - count))
             found.append(
                 "With fewer than ten seeds such intervals come out too narrow. The exact two-sided sign-flip p of the "
-                f"paired difference does not mislead so; with {count} seeds it cannot be below {words.number(2.0 ** (1 - count))}."
+                f"paired difference stays right; with {count} seeds its least value is {least}."
             )
     missing = [line.method for line in lines if any(0 < e.seeds < count for e in line.measures.values())]
     if missing:

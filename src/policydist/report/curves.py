@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def band(curves: Sequence[tuple[Array, Array]]) -> Band | None:
 
 
 def shown_metrics(data: Comparison) -> list[tuple[str, str, int]]:
-    """(metric, label, smoothing window) of each panel: held-out accuracy if measured at least twice; training reward."""
+    """(metric, label, smoothing window) a panel: held-out accuracy if measured at least twice; training reward."""
     window = max(1, round(max(len(run.metrics) for run in data.runs) / 20))
     found = []
     if max(sum(ACCURACY in row for row in run.metrics) for run in data.runs) >= 2:
@@ -125,7 +126,7 @@ def _panel(axes: Axes, data: Comparison, axis: str, metric: str, window: int) ->
         from matplotlib.ticker import EngFormatter
 
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.get_major_locator().set_params(nbins=6)
+    axes.locator_params(axis="x", nbins=6)
 
 
 def _legend(figure: Any, axes: Axes, data: Comparison) -> None:
@@ -136,3 +137,28 @@ def _legend(figure: Any, axes: Axes, data: Comparison) -> None:
     columns = min(len(labels), max(1, math.floor(84 / (max(map(len, labels)) + 6))))
     title = f"mean of {count} seeds; {what} {count} seeds" if count > 1 else f"{what} one seed"
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize=10)
+
+
+FIRST = (ACCURACY, REWARD, "entropy", "response_length", "effective_groups", "loss", "grad_norm")
+PANELS = 12
+
+
+def draw_run(rows: Rows, path: Path) -> Path | None:
+    """The metrics of one run against its steps, the usual ones first, at most twelve; None without any."""
+    keys = {key for row in rows for key in row if numeric(row, key) is not None}
+    keys -= {"step", "tokens", "seconds"} | {key for key in keys if key.startswith("seconds/")}
+    names = [*(key for key in FIRST if key in keys), *sorted(keys - set(FIRST))][:PANELS]
+    if not names:
+        return None
+    height = math.ceil(len(names) / 3)
+    with style.drawing(0.4 + 1.75 * height) as figure:
+        panels = figure.subplots(height, 3, squeeze=False).flat
+        for name, axes in zip(names, panels, strict=False):
+            x, y = curve(rows, "step", name)
+            axes.plot(x, y, color=style.colour(0), lw=1.5, marker="o" if len(x) <= 12 else "", ms=3)
+            axes.set_title(textwrap.shorten(name, 28, placeholder=" …"))
+            axes.locator_params(nbins=4)
+        for axes in list(figure.axes)[len(names) :]:
+            axes.set_visible(False)
+        figure.supxlabel("training step", fontsize=11)
+        return style.save(figure, path)

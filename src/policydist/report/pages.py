@@ -47,7 +47,8 @@ def comparison_page(data: Comparison, name: str, image: str, up: str | None = No
     ]
     return render(
         "comparison.html.j2", title=f"Comparison of {', '.join(data.methods)}", name=name, data=data,
-        image=image, up=up, rows=rows_of(data, lines), runs=runs, notes=notes(data, lines), config=yaml_text(data.config),
+        image=image, up=up, rows=rows_of(data, lines), runs=runs, notes=notes(data, lines),
+        config=yaml_text(data.config),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ give 1200 pixels; 11-point text is then 23 pixels high.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ VERDICT_COLOURS = {
     "reproduced": "#1a7f37", "direction_only": "#8a5a00", "not_separated": "#8a5a00", "null": "#57606a",
     "contradicted": "#b42318", "invalid": "#7a1fa2",
 }  # fmt: skip
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: Any = {
     "font.size": 11, "axes.labelsize": 11, "axes.titlesize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10,
     "legend.fontsize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True,
@@ -51,14 +51,17 @@ def drawing(height: float) -> Iterator[Figure]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(dict(SETTINGS)):
+    with rc_context(SETTINGS):
         yield Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
 
 
 def save(figure: Figure, path: Path, source: str = "") -> Path:
     """Write a PNG whole, inside a `drawing` block; ``source``, a digest of the data shown, goes into its metadata."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": "policydist", "Source": source})
+    canvas: Any = FigureCanvasAgg(figure)  # it draws once, where savefig would draw twice
+    canvas.print_png(buffer, metadata={"Software": "policydist", "Source": source})
     write_whole(path, buffer.getvalue())
     return path
 

@@ -18,8 +18,7 @@ def number(value: Any) -> str:
         return "not finite"
     if abs(value) >= 1000:
         return (f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}").replace("-", MINUS)
-    text = f"{value:.4g}"
-    return text.replace("-", MINUS) if "e" not in text else f"{value:.2e}".replace("-", MINUS)
+    return f"{value:.4g}".replace("-", MINUS)
 
 
 def interval(bounds: Sequence[float] | None) -> str:
