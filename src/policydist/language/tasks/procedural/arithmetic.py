@@ -1,4 +1,4 @@
-"""Sums of two-digit numbers, done one operation at a time: ``17+25-9=`` is answered ``42-9#33``."""
+"""Sums of two-digit numbers, done one operation at a time: ``17+25-19=`` is answered ``42-19#23``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from policydist.errors import UsageError
 from policydist.language.tasks.base import Row, Task
 from policydist.language.tasks.procedural.rows import MARKER, exact, grader, levels, split
 
-HIGHEST = 99
+LOWEST, HIGHEST = 10, 99
 _TAIL_LEVELS = (8, 9, 10)
 
 
@@ -24,7 +24,7 @@ def build(
     """Arithmetic with working. ``difficulty`` is the number of operations (1 to 10).
 
     ``tail`` is the share of training rows (0 to 1) that have 8 to 10 operations instead, whose working is some 100 to
-    150 characters long: the skewed response lengths that benchmarks need. All partial results lie in 0 to 99.
+    150 characters long: the skewed response lengths that benchmarks need. All terms and partial results have two digits.
     """
     chosen = levels("arithmetic", difficulty, 1, 10)
     if not 0 <= tail <= 1:
@@ -39,12 +39,13 @@ def build(
 
 
 def draw(rng: np.random.Generator, difficulty: int) -> tuple[str, Row]:
-    """One sum of ``difficulty`` operations whose partial results stay in 0 to 99."""
-    total = int(rng.integers(1, HIGHEST))
+    """One sum of ``difficulty`` operations whose terms and partial results lie in 10 to 99."""
+    total = int(rng.integers(LOWEST, HIGHEST + 1))
     terms = [total]
     for _ in range(difficulty):
-        plus = bool(rng.integers(2)) if 1 < total < HIGHEST else total <= 1
-        term = int(rng.integers(1, (HIGHEST - total if plus else total) + 1))
+        up, down = HIGHEST - total, total - LOWEST
+        plus = down < LOWEST or (up >= LOWEST and bool(rng.integers(2)))
+        term = int(rng.integers(LOWEST, (up if plus else down) + 1))
         terms.append(term if plus else -term)
         total += terms[-1]
     text = _write(terms)

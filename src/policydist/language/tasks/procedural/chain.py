@@ -1,4 +1,4 @@
-"""Modular chains, worked off from left to right: ``4*3+5*2%7:`` is answered ``5,3#6``."""
+"""Modular chains, worked off from left to right: ``4*3+5*2%7:`` is answered ``4,5,3#6``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from policydist.language.tasks.base import Row, Task
 from policydist.language.tasks.procedural.rows import MARKER, exact, grader, levels, split
 
-MODULI = (5, 6, 7, 8, 9)
+MODULI = (5, 7, 9)
 
 
 def build(
     seed: int = 0, train_size: int = 4096, test_size: int = 256, difficulty: int | Sequence[int] = (3, 4)
 ) -> Task:
-    """Chains of one-digit operations modulo 5 to 9. ``difficulty`` is the number of operations (2 to 48)."""
+    """Chains of one-digit operations modulo 5, 7 or 9. ``difficulty`` is the number of operations (2 to 48)."""
     chosen = levels("chain", difficulty, 2, 48)
     train, test = split("chain", draw, chosen, seed, train_size, test_size)
-    return Task("chain", train, test, {"accuracy": grader(exact)}, max_new_tokens=2 * max(chosen) + 4)
+    return Task("chain", train, test, {"accuracy": grader(exact)}, max_new_tokens=2 * max(chosen) + 5)
 
 
 def draw(rng: np.random.Generator, difficulty: int) -> tuple[str, Row]:
@@ -33,9 +33,9 @@ def draw(rng: np.random.Generator, difficulty: int) -> tuple[str, Row]:
 
 
 def working(row: Row, rng: np.random.Generator, slip: float) -> str:
-    """The value after each operation; each is wrong with probability ``slip`` and carried on."""
+    """The start value and the value after each operation; each of these is wrong with probability ``slip`` and carried on."""
     value, modulus = row["start"], row["modulus"]
-    values = []
+    values = [str(value)]
     for step in row["steps"]:
         value = _values(value, [step], modulus)[0]
         if rng.random() < slip:
