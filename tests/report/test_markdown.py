@@ -18,12 +18,10 @@ MARKS = "# Title\n\n<!-- results:start{} -->\nold\n<!-- results:end -->\n\nrest\
 
 @pytest.fixture
 def root(tmp_path):
-    results_folder(
-        tmp_path / "results",
-        claim_record("toy.C1"),
-        claim_record("toy.C2", "contradicted"),
-        claim_record("other.C1", "null"),
-    )
+    verdicts = {"toy.C1": "reproduced", "toy.C2": "contradicted", "other.C1": "null"}
+    for name, verdict in verdicts.items():
+        data = claim_record(name, verdict)
+        results_folder(tmp_path / "results", data | {"rules": data["rules"][:1]})
     (tmp_path / "docs" / "methods").mkdir(parents=True)
     (tmp_path / "README.md").write_text(MARKS.format(""))
     (tmp_path / "docs" / "methods" / "toy.md").write_text(MARKS.format(" toy"))

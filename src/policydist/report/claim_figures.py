@@ -185,21 +185,28 @@ def _panels(figure: Any, strata: Sequence[str], columns: int) -> Iterator[tuple[
             axes.set_visible(False)
             continue
         if strata[place] != "all":
-            axes.set_title(textwrap.shorten(strata[place], 40, placeholder=" …"))
+            axes.set_title(words.cut(strata[place], 40))
         axes.tick_params(labelleft=place % columns == 0)
         yield strata[place], axes
 
 
 def _scale(axes: Axes, arms: Sequence[Scores]) -> None:
+    """A logarithmic axis where a linear one would press most units into a corner."""
     values = np.concatenate([arm.values for arm in arms])
     sizes = np.abs(values[values != 0])
-    if len(sizes) and sizes.max() > WIDE_RATIO * np.median(sizes):
-        axes.set_xscale(
-            "log" if (values > 0).all() else "symlog",
-            **({} if (values > 0).all() else {"linthresh": float(np.median(sizes))}),
-        )
-    else:
+    if not len(sizes) or sizes.max() <= WIDE_RATIO * np.median(sizes):
         axes.locator_params(axis="x", nbins=5)
+        return
+    if (values > 0).all():
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=float(np.median(sizes)))
+    axes.xaxis.set_major_formatter(lambda value, _: words.number(value))
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+
+
+def _columns(strata: int) -> int:
+    return 2 if strata == 4 else min(strata, 3)
 
 
 def paired(record: Record, metric: Mapping[str, Any], path: Path, source: str = "") -> Path | None:
@@ -207,7 +214,7 @@ def paired(record: Record, metric: Mapping[str, Any], path: Path, source: str = 
     data = scores(record, metric["name"])
     if not data:
         return None
-    columns = min(len(data), 3)
+    columns = _columns(len(data))
     arms = max(len(found) for found in data.values())
     with style.drawing(0.9 + math.ceil(len(data) / columns) * (0.7 + 0.48 * arms)) as figure:
         for stratum, axes in _panels(figure, list(data), columns):
@@ -246,7 +253,7 @@ def _paired_panel(axes: Axes, arms: Sequence[Scores]) -> None:
         if (bounds := estimate(list(arm.values)).interval) is not None:
             axes.plot(bounds, [place - 0.26] * 2, color=style.INK, lw=1.8)
         axes.plot([arm.values.mean()], [place - 0.26], marker="D", ms=5, color=style.INK, ls="")
-    axes.set_yticks(range(len(arms)), [textwrap.shorten(arm.arm, 28, placeholder=" …") for arm in arms])
+    axes.set_yticks(range(len(arms)), [words.cut(arm.arm, 28) for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.6)
     axes.grid(False, axis="y")
 
@@ -256,7 +263,7 @@ def distributions(record: Record, metric: Mapping[str, Any], path: Path, source:
     data = scores(record, metric["name"])
     if not data:
         return None
-    columns = min(len(data), 3)
+    columns = _columns(len(data))
     with style.drawing(1.0 + math.ceil(len(data) / columns) * 2.6) as figure:
         names = [arm["name"] for arm in record["arms"]]
         shown: dict[str, Any] = {}
@@ -292,7 +299,7 @@ def times(record: Record, path: Path, source: str = "") -> Path:
             axes.plot([min(values), max(values)], [place, place], color=style.INK, lw=1.5, marker="|", ms=8)
             text = f"{words.number(float(f'{mean:.3g}'))} s × {len(values)} = {words.seconds(sum(values))}"
             axes.annotate(text, (max(values), place), xytext=(8, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(data)), [textwrap.shorten(arm, 28, placeholder=" …") for arm in data])
+        axes.set_yticks(range(len(data)), [words.cut(arm, 28) for arm in data])
         axes.set_ylim(len(data) - 0.4, -0.6)
         axes.set_xlim(0, 1.55 * max(max(values) for values in data.values()) or 1)
         axes.grid(False, axis="y")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policydist.report import style
+from policydist.report import style, words
 from policydist.report.comparison import ACCURACY, FEWEST, LEVEL, REWARD, Comparison, Rows, numeric
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def draw_run(rows: Rows, path: Path) -> Path | None:
         for name, axes in zip(names, panels, strict=False):
             x, y = curve(rows, "step", name)
             axes.plot(x, y, color=style.colour(0), lw=1.5, marker="o" if len(x) <= 12 else "", ms=3)
-            axes.set_title(textwrap.shorten(name, 28, placeholder=" …"))
+            axes.set_title(words.cut(name, 28))
             axes.locator_params(nbins=4)
         for axes in list(figure.axes)[len(names) :]:
             axes.set_visible(False)

@@ -107,3 +107,8 @@ def passing_region(data: Mapping[str, Any] | None) -> tuple[float, float] | None
 def plural(count: int, noun: str) -> str:
     """``1 seed``, ``3 seeds``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def cut(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis, in at most ``length`` characters."""
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
