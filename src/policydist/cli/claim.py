@@ -13,6 +13,7 @@ from policydist.claims import record, runner
 from policydist.claims.jobs import available, load
 from policydist.cli.main import show_json
 from policydist.errors import UsageError
+from policydist.report import words
 
 if TYPE_CHECKING:
     from policydist.cli.main import Claim
@@ -39,9 +40,15 @@ def claim(asked: Claim) -> int:
 
                 records.append(
                     runner.run_claim(
-                        slug, one.id, seeds=asked.seeds, smoke=asked.smoke, engine=asked.engine, workers=asked.workers,
-                        results_dir=asked.results, progress=tell,
-                    )  # fmt: skip
+                        slug,
+                        one.id,
+                        seeds=asked.seeds,
+                        smoke=asked.smoke,
+                        engine=asked.engine,
+                        workers=asked.workers,
+                        results_dir=asked.results,
+                        progress=tell,
+                    )
                 )
     if asked.json:
         show_json(records)
@@ -59,25 +66,18 @@ def show(data: dict[str, Any], console: Console) -> None:
     for column in ("rule", "effect", "interval", "needs", "verdict"):
         table.add_column(column, overflow="fold")
     for rule in data["rules"]:
-        effect = rule["effect"]
+        effect = rule.get("effect") or {"estimate": None, "ci": None}  # a quorum has none of its own
         table.add_row(
             rule["name"] + ("" if rule["must"] else " (reported)"),
-            number(effect["estimate"]),
-            f"[{number(effect['ci'][0])}, {number(effect['ci'][1])}]" if effect["ci"] else "",
-            threshold(rule["threshold"]),
+            words.number(effect["estimate"]),
+            words.interval(effect["ci"]),
+            words.threshold(rule.get("threshold")),
             rule["verdict"],
         )
     console.print(table)
     if data["reason"]:
         console.print(data["reason"], highlight=False)
     summary = record.summary(data)
-    console.print(f"{summary['n_units']} units, {summary['wall_s']:.0f} s, {summary['deviations']} deviations\n", highlight=False)
-
-
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def threshold(data: dict[str, Any]) -> str:
-    """A rule's threshold in words."""
-    return "  ".join(f"{name} {value}" for name, value in data.items() if value is not None)
+    console.print(
+        f"{summary['n_units']} units, {summary['wall_s']:.0f} s, {summary['deviations']} deviations\n", highlight=False
+    )
