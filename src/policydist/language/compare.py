@@ -16,7 +16,7 @@ from policydist.runs.config import digest, plain
 from policydist.runs.directory import fresh_name, read_config, read_metrics, read_status, write_whole
 from policydist.runs.parallel import run_jobs
 
-QUIET = ("train.save_every=0", "trackers=[]")
+QUIET = ("train.save_every=0",)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def compare(
         raise UsageError(f"--seeds is {seeds}; it must be at least 1")
     short = {"task.name": task, "model.name": model, "train.steps": steps}
     words = [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
-    base = {method: _configure(method, methods, config, [*QUIET, *words, *settings]) for method in methods}
+    base = {method: _configure(method, methods, {**(config or {}), "trackers": []}, [*QUIET, *words, *settings]) for method in methods}
     path = Path(out) if out is not None else fresh_name(Path("runs"), f"compare-{slug(base[methods[0]].task.name)}")
     keys = [(method, seed) for seed in range(seeds) for method in methods]
     jobs = [(_seeded(base[method], seed), path / f"{method}-seed{seed}") for method, seed in keys]
