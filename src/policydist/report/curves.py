@@ -125,7 +125,7 @@ def _panel(axes: Axes, data: Comparison, axis: str, metric: str, window: int) ->
         from matplotlib.ticker import EngFormatter
 
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="x", nbins=6, integer=True)
 
 
 def _legend(figure: Any, axes: Axes, data: Comparison) -> None:
@@ -156,7 +156,8 @@ def draw_run(rows: Rows, path: Path) -> Path | None:
             x, y = curve(rows, "step", name)
             axes.plot(x, y, color=style.colour(0), lw=1.5, marker="o" if len(x) <= 12 else "", ms=3)
             axes.set_title(words.cut(name, 28))
-            axes.locator_params(nbins=4)
+            axes.locator_params(axis="x", nbins=4, integer=True)
+            axes.locator_params(axis="y", nbins=4)
         for axes in list(figure.axes)[len(names) :]:
             axes.set_visible(False)
         figure.supxlabel("training step", fontsize=11)
