@@ -54,12 +54,20 @@ def axes_of(row: Effect):
     return axes
 
 
-@pytest.mark.parametrize("threshold", [{"direction": ">", "min_effect": 5.0}, {"direction": "<", "min_effect": 5.0}])
+@pytest.mark.parametrize(
+    "threshold",
+    [
+        {"direction": ">", "min_effect": 5.0, "min_estimate": 6},
+        {"direction": "<", "min_effect": 5.0, "min_estimate": 6},
+    ],
+)
 def test_estimate_interval_threshold_and_zero_are_all_in_view(threshold):
     axes = axes_of(Effect("far", 0.5, [0.4, 0.6], None, threshold, "contradicted"))
     low, high = axes.get_xlim()
+    edge_sign = 1 if threshold["direction"] == ">" else -1
+    assert any(line.get_linestyle() == "--" and line.get_xdata()[0] == 6 * edge_sign for line in axes.lines)
     edge = 5.0 if threshold["direction"] == ">" else -5.0
-    assert all(low < value < high for value in (0.0, 0.4, 0.6, edge))
+    assert all(low < value < high for value in (0.0, 0.4, 0.6, edge, 6 * edge_sign))
     shown = {text.get_text() for text in axes.texts}
     assert {"far", "0.5 [0.4, 0.6]", "contradicted"} <= shown
 

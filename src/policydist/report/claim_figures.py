@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Record = Mapping[str, Any]
+EDGE = style.VERDICT_COLOURS["reproduced"]
 WIDE_RATIO = 50  # of largest to smallest value, from which a logarithmic axis is used
 
 
@@ -67,11 +68,11 @@ def _effect(label: str, effect: Mapping[str, Any], threshold: Mapping[str, Any] 
 
 def forest(rows: Sequence[Effect], path: Path, source: str = "") -> Path:
     """One axis a row, because effects have different units: estimate, interval, zero, and shaded what passes."""
-    with style.drawing(0.55 + 0.98 * len(rows)) as figure:
+    with style.drawing(0.8 + 0.98 * len(rows)) as figure:
         panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
         for axes, row in zip(panels, rows, strict=True):
             _forest_row(axes, row)
-        figure.legend(handles=_forest_key(rows), loc="outside lower center", ncols=4)
+        figure.legend(handles=_forest_key(rows), loc="outside lower center", ncols=3)
         return style.save(figure, path, source)
 
 
@@ -85,7 +86,9 @@ def _forest_row(axes: Axes, row: Effect) -> None:
         axes.axvspan(max(region[0], low), min(region[1], high), color=style.SHADE, lw=0)
         for edge in region:
             if math.isfinite(edge):
-                axes.axvline(edge, color="#1a7f37", lw=1.2)
+                axes.axvline(edge, color=EDGE, lw=1.2)
+    if (least := words.least_estimate(row.threshold)) is not None:
+        axes.axvline(least, color=EDGE, lw=1.2, ls="--")
     if low < 0 < high:
         axes.axvline(0, color=style.INK, lw=1, ls=":")
     ink = style.VERDICT_COLOURS.get(row.verdict, style.INK)
@@ -112,6 +115,8 @@ def _limits(row: Effect, region: tuple[float, float] | None) -> tuple[float, flo
     direction = (row.threshold or {}).get("direction")
     if direction in ("<", ">") and "bound" not in (row.threshold or {}):
         known.append(0.0)
+    if (least := words.least_estimate(row.threshold)) is not None:
+        known.append(least)
     finite = [value for value in known if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
     room = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
@@ -125,11 +130,13 @@ def _forest_key(rows: Sequence[Effect]) -> list[Any]:
     ink = style.INK
     key: list[Any] = [
         Line2D([], [], color=ink, marker="o", lw=2, mec="white", ms=8, label="estimate and interval"),
-        Patch(color=style.SHADE, label="passes here"),
+        Patch(color=style.SHADE, label="interval passes here"),
         Line2D([], [], color=ink, ls=":", lw=1, label="zero"),
     ]
     if any(row.equivalence and row.threshold and row.threshold.get("direction") == "inside" for row in rows):
         key.insert(1, Line2D([], [], color=ink, lw=5, label="equivalence interval"))
+    if any(words.least_estimate(row.threshold) is not None for row in rows):
+        key.append(Line2D([], [], color=EDGE, ls="--", lw=1.2, label="least estimate"))
     return key
 
 

@@ -78,7 +78,8 @@ def _footnotes(folder: Path, count: int) -> list[str]:
     return [
         f"{words.plural(count, 'claim')}. A paper's first claim (C1) decides its badge. If no first claim were true, "
         f"{words.number(seen['expected_false_greens'])} of them would be expected to come out as reproduced by chance. "
-        f"First claims that survive at a false-discovery rate of 10 % (Benjamini–Hochberg): {survivors}."
+        f"First claims that survive at a false-discovery rate of 10 % (Benjamini–Hochberg; only claims of an effect "
+        f"beyond a bound have a p-value): {survivors}."
     ]
 
 

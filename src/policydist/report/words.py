@@ -77,11 +77,10 @@ def threshold(data: Mapping[str, Any] | None) -> str:
 def _one_sided(data: Mapping[str, Any], direction: str) -> str:
     if "bound" in data:
         return f"{direction} {number(data['bound'])}"
-    sign = 1 if direction == ">" else -1
-    text = f"{direction} {number(sign * (data.get('min_effect') or 0))}"
-    if data.get("min_estimate"):
-        text += f", estimate {'≥' if sign > 0 else '≤'} {number(sign * data['min_estimate'])}"
-    return text
+    up = direction == ">"
+    text = f"{direction} {number((data.get('min_effect') or 0) * (1 if up else -1))}"
+    least = least_estimate(data)
+    return text if least is None else f"{text}, estimate {'≥' if up else '≤'} {number(least)}"
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -102,6 +101,12 @@ def passing_region(data: Mapping[str, Any] | None) -> tuple[float, float] | None
         return (edge, math.inf) if up else (-math.inf, edge)
     low, high = data.get("low"), data.get("high")
     return (-math.inf if low is None else low, math.inf if high is None else high)
+
+
+def least_estimate(data: Mapping[str, Any] | None) -> float | None:
+    """What the estimate alone must reach, where a one-sided rule asks for more of it than of the interval."""
+    size = (data or {}).get("min_estimate")
+    return None if not size or data is None else float(size) * (1 if data["direction"] == ">" else -1)
 
 
 def plural(count: int, noun: str) -> str:
