@@ -24,7 +24,7 @@ _LAZY = {
     "papers": ("policydist.catalog", "papers"),
 }
 
-__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -75,11 +75,15 @@ def show(slug: str, as_json: bool) -> int:
         return 0
     console = Console()
     if "title" in data:
-        console.print(f"[bold]{data['title']}[/]  arXiv {data['arxiv']} ({data['year']}), {data['family']}", highlight=False)
+        console.print(
+            f"[bold]{data['title']}[/]  arXiv {data['arxiv']} ({data['year']}), {data['family']}", highlight=False
+        )
         console.print(data["summary"])
         console.print(f"Reported: {data['headline'] or 'no number could be obtained'} ({data['headline_source']})")
         console.print(f"Official code: {data['official_code'] or 'none found'}")
-        console.print(f"Implemented: {'yes' if data['implemented'] else 'not yet'}   Claim: {data['verdict'] or 'not run'}")
+        console.print(
+            f"Implemented: {'yes' if data['implemented'] else 'not yet'}   Claim: {data['verdict'] or 'not run'}"
+        )
     if "about" in data:
         console.print(f"\n{data['about']}")
     if "knobs" in data:

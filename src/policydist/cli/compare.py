@@ -31,7 +31,7 @@ def compare(asked: Compare) -> int:
         bars = Progress(*columns, console=console, disable=not console.is_terminal)
         stack.enter_context(bars)
         tasks = {slug: bars.add_task(slug, total=None) for slug in asked.slugs}
-        shown = {slug: -1 for slug in asked.slugs}
+        shown = dict.fromkeys(asked.slugs, -1)
 
         def tell(done: dict[tuple[str, int], int], steps: int) -> None:
             for slug, task in tasks.items():

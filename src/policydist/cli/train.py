@@ -40,7 +40,13 @@ class Monitor:
     """A progress bar with the newest metrics; on a terminal live, else one line now and then."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
         self.progress = Progress(*columns, console=console, transient=False)
         self.console, self.total, self.seen = console, 0, {}  # type: ignore[var-annotated]
         self.task: Any = None
@@ -85,7 +91,9 @@ def train(asked: Train) -> int:
     if asked.json:
         show_json({"run": outcome.path, "metrics": outcome.final})
         return 0
-    final = {name: value for name, value in outcome.final.items() if name in (*LIVE, "step") or name.startswith("eval/")}
+    final = {
+        name: value for name, value in outcome.final.items() if name in (*LIVE, "step") or name.startswith("eval/")
+    }
     print("  ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"run: {outcome.path}   model: {outcome.path / 'model'}", file=sys.stdout)
     return 0

@@ -56,7 +56,10 @@ def compare(
         raise UsageError(f"--seeds is {seeds}; it must be at least 1")
     short = {"task.name": task, "model.name": model, "train.steps": steps}
     words = [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
-    base = {method: _configure(method, methods, {**(config or {}), "trackers": []}, [*QUIET, *words, *settings]) for method in methods}
+    base = {
+        method: _configure(method, methods, {**(config or {}), "trackers": []}, [*QUIET, *words, *settings])
+        for method in methods
+    }
     path = Path(out) if out is not None else fresh_name(Path("runs"), f"compare-{slug(base[methods[0]].task.name)}")
     keys = [(method, seed) for seed in range(seeds) for method in methods]
     jobs = [(_seeded(base[method], seed), path / f"{method}-seed{seed}") for method, seed in keys]
@@ -64,7 +67,10 @@ def compare(
 
     def tick() -> None:
         if on_progress:
-            done = {key: int(rows[-1]["step"]) if (rows := read_metrics(job[1])) else 0 for key, job in zip(keys, jobs, strict=True)}
+            done = {
+                key: int(rows[-1]["step"]) if (rows := read_metrics(job[1])) else 0
+                for key, job in zip(keys, jobs, strict=True)
+            }
             on_progress(done, base[methods[0]].train.steps)
 
     for _ in run_jobs(run_one, jobs, workers, tick):
@@ -76,7 +82,9 @@ def compare(
     return result
 
 
-def _configure(method: str, methods: Sequence[str], config: Mapping[str, Any] | None, words: Sequence[str]) -> RunConfig:
+def _configure(
+    method: str, methods: Sequence[str], config: Mapping[str, Any] | None, words: Sequence[str]
+) -> RunConfig:
     mine = []
     for word in words:
         owner, separator, rest = word.partition(":")

@@ -196,7 +196,9 @@ def make_world(config: RunConfig, folder: Path) -> World:
         project_dir=str(folder),
     )
     if str(accelerator.distributed_type).endswith("FSDP"):
-        raise UsageError("sharded (FSDP) sampling is not supported by this trainer; launch DDP, or use the TRL or verl integration")
+        raise UsageError(
+            "sharded (FSDP) sampling is not supported by this trainer; launch DDP, or use the TRL or verl integration"
+        )
     return World(accelerator)
 
 

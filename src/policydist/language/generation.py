@@ -1,7 +1,7 @@
 """Decoding: draw tokens from given uniforms, one column of the batch at a time, on a cache that shrinks with the batch.
 
-The loop knows nothing about models. A `Decoder` gives the logits of the first token of every response and then, token by
-token, of the next; `decode` draws, writes down, and retires finished responses.
+The loop knows nothing about models. A `Decoder` gives the logits of the first token of every response and then, token
+by token, of the next; `decode` draws, writes down, and retires finished responses.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Decoder(Protocol):
 def cut(logits: Float[Tensor, "M V"], sampling: Sampling) -> Float[Tensor, "M V"]:
     """Logits at the sampling temperature with everything outside the ``top_k`` / ``top_p`` head at minus infinity.
 
-    ``top_k`` first; ``top_p`` keeps the fewest most probable tokens whose probability, of what ``top_k`` left, reaches it.
+    ``top_k`` first; ``top_p`` keeps the fewest most probable tokens whose probability, of what ``top_k`` left,
+    reaches it.
     """
     logits = logits.float()
     if sampling.temperature != 1:
@@ -58,10 +59,11 @@ def cut(logits: Float[Tensor, "M V"], sampling: Sampling) -> Float[Tensor, "M V"
 def draw(
     logits: Float[Tensor, "M V"], uniforms: Float[Tensor, " M"], sampling: Sampling
 ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
-    """Token ids by inverse CDF at ``uniforms`` in [0, 1), and their log-probabilities under the distribution drawn from.
+    """Token ids by inverse CDF at ``uniforms`` in [0, 1), and their log-probabilities under the distribution drawn
+    from.
 
-    The token is the first, in vocabulary order, whose cumulative probability exceeds the uniform; float32. At temperature 0
-    the most probable token is certain, so its log-probability is 0.
+    The token is the first, in vocabulary order, whose cumulative probability exceeds the uniform; float32. At
+    temperature 0 the most probable token is certain, so its log-probability is 0.
     """
     if sampling.temperature == 0:
         ids = logits.argmax(-1)

@@ -91,7 +91,9 @@ class PolicyGradient:
             logprobs, old, batch.advantages, clip_low=low, clip_high=high, dual_clip=self.config.dual_clip
         )
 
-    def total(self, values: Float[Tensor, "N T"], batch: Rollouts, mode: Aggregation, ctx: Context) -> Float[Tensor, ""]:
+    def total(
+        self, values: Float[Tensor, "N T"], batch: Rollouts, mode: Aggregation, ctx: Context
+    ) -> Float[Tensor, ""]:
         """Aggregate with the mini-batch's global denominators."""
         return aggregate(
             values, batch.response_mask, mode,

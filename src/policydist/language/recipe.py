@@ -1,10 +1,10 @@
 """A recipe is the five parts of a training step; a method replaces the parts that its paper changes.
 
-    curriculum   which prompts, how many samples each
-    sampler      how responses come about
-    judge        rewards
-    credit       advantages and weights
-    objective    the loss
+curriculum   which prompts, how many samples each
+sampler      how responses come about
+judge        rewards
+credit       advantages and weights
+objective    the loss
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class Shuffled:
         """The data rows of step ``step``; a batch that crosses the end of an epoch goes on in the next one."""
         size = len(self.source)
         start = step * self.count
-        order = [torch.randperm(size, generator=seeds.torch_generator(seed, "epoch", start // size + k)) for k in (0, 1)]
+        order = [
+            torch.randperm(size, generator=seeds.torch_generator(seed, "epoch", start // size + k)) for k in (0, 1)
+        ]
         return torch.cat(order)[start % size : start % size + self.count]
 
     def select(self, ctx: Context) -> Prompts:

@@ -20,7 +20,7 @@ from policydist.errors import PolicydistError, UsageError
 from policydist.language.recipe import Context, Norm, Recipe
 from policydist.language.types import Policy, Rollouts
 from policydist.language.world import World
-from policydist.runs import checkpoint, seeds
+from policydist.runs import checkpoint
 from policydist.runs.directory import Run
 
 Row = dict[str, float]
@@ -188,7 +188,7 @@ class Trainer:
         if self.run is None:
             return text
         file = self.run.path / f"failed-batch-step-{self.done + 1}.safetensors"
-        save_file({name: tensor.cpu().contiguous() for name, tensor in batch.tensors().items()}, file)
+        save_file({name: tensor.cpu().clone() for name, tensor in batch.tensors().items()}, file)
         good = checkpoint.complete(self.run.path / "checkpoints")
         last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
         return f"{text}. Batch: {file}; {last}. Lower train.lr or train.grad_clip"

@@ -89,6 +89,9 @@ class Scores:
     values: Float[Tensor, "N T"] | None = None
 
 
+PER_TOKEN = {"response_attention", "response_mask", "behavior_logprobs", "old_logprobs", "token_rewards", "advantages"}
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """N responses as flat tensors; ``group`` says which prompt each answers (ragged: any number per group).
@@ -174,9 +177,18 @@ class Rollouts:
         for name, tensor in self.tensors().items():
             if len(tensor) != count:
                 raise PolicydistError(f"rollouts: {name} has {len(tensor)} rows, response_ids has {count}")
-            if name in ("response_attention", "response_mask", "behavior_logprobs", "old_logprobs", "token_rewards", "advantages"):
+            if name in (
+                "response_attention",
+                "response_mask",
+                "behavior_logprobs",
+                "old_logprobs",
+                "token_rewards",
+                "advantages",
+            ):
                 if tuple(tensor.shape) != (count, width):
-                    raise PolicydistError(f"rollouts: {name} has shape {tuple(tensor.shape)}, expected {(count, width)}")
+                    raise PolicydistError(
+                        f"rollouts: {name} has shape {tuple(tensor.shape)}, expected {(count, width)}"
+                    )
             if tensor.is_floating_point():
                 bad = ~torch.isfinite(tensor.reshape(count, -1)).all(1)
                 if bad.any():
@@ -206,9 +218,12 @@ class Rollouts:
         names = parts[0].tensors().keys()
         for part in parts[1:]:
             if part.tensors().keys() != names:
-                raise PolicydistError(f"rollouts: cannot join parts with fields {sorted(part.tensors())} and {sorted(names)}")
+                raise PolicydistError(
+                    f"rollouts: cannot join parts with fields {sorted(part.tensors())} and {sorted(names)}"
+                )
         joined = {
-            name: torch.cat([widen(name, part.tensors()[name], part.response_ids.shape[1]) for part in parts]) for name in names
+            name: torch.cat([widen(name, part.tensors()[name], part.response_ids.shape[1]) for part in parts])
+            for name in names
         }
         plain = {name: tensor for name, tensor in joined.items() if not name.startswith("extras.")}
         extras = {name.removeprefix("extras."): tensor for name, tensor in joined.items() if name.startswith("extras.")}

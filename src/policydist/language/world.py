@@ -50,7 +50,9 @@ class World:
         torch.distributed.all_gather_object(gathered, mine)
         return gathered
 
-    def generate(self, policy: Policy, prompts: Prompts, sampling: Sampling, uniforms: Float[Tensor, "N L"]) -> Rollouts:
+    def generate(
+        self, policy: Policy, prompts: Prompts, sampling: Sampling, uniforms: Float[Tensor, "N L"]
+    ) -> Rollouts:
         """Sample every prompt's responses; process r takes the r-th part of the prompts and their rows of ``uniforms``."""
         share = self.share(len(prompts))
         first = int(prompts.samples[: share.start].sum())

@@ -55,9 +55,7 @@ class ModularSum:
         return replace(rollouts, rewards=right.float())
 
     def setting(self, prompts: int, samples: int) -> Setting:
-        return Setting(
-            ContextPrompts(len(self.targets)), self.judge, Sampling(self.policy.length), prompts, samples
-        )
+        return Setting(ContextPrompts(len(self.targets)), self.judge, Sampling(self.policy.length), prompts, samples)
 
     @torch.no_grad()
     def accuracy(self) -> float:
@@ -87,7 +85,14 @@ class LinearBandit:
 
     @classmethod
     def several_answers(
-        cls, seed: int, train: int = 256, test: int = 512, dim: int = 24, answers: int = 24, count: int = 4, noise: float = 2.0
+        cls,
+        seed: int,
+        train: int = 256,
+        test: int = 512,
+        dim: int = 24,
+        answers: int = 24,
+        count: int = 4,
+        noise: float = 2.0,
     ) -> LinearBandit:
         """``count`` right answers a context, the top ones of a random linear map plus N(0, noise^2): not learnable exactly."""
         generator = seeds.torch_generator(seed, "several-answers")

@@ -24,12 +24,16 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(root: Path, step: int, weights: dict[str, Tensor], optimiser: Any, state: dict[str, Any], keep: int = 2) -> Path:
+def save(
+    root: Path, step: int, weights: dict[str, Tensor], optimiser: Any, state: dict[str, Any], keep: int = 2
+) -> Path:
     """Write ``root/step-<step>`` and remove all but the last ``keep`` checkpoints. ``state`` must be JSON-able."""
     final, work = root / f"step-{step:08d}", root / f".step-{step:08d}.tmp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, work / "model.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, work / "model.safetensors"
+    )
     torch.save(optimiser, work / "optimiser.pt")
     (work / "state.json").write_text(json.dumps({"step": step, **state}))
     manifest = {path.name: _hash(path) for path in sorted(work.iterdir())}
@@ -59,7 +63,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
         mend = f"resume from the earlier {earlier[-1]}" if earlier else "no earlier checkpoint is whole; start again"
         raise PolicydistError(f"checkpoint {path} is damaged ({fault}); {mend}")
     optimiser = torch.load(path / "optimiser.pt", map_location=device, weights_only=True)
-    return load_file(path / "model.safetensors", device=str(device)), optimiser, json.loads((path / "state.json").read_text())
+    return (
+        load_file(path / "model.safetensors", device=str(device)),
+        optimiser,
+        json.loads((path / "state.json").read_text()),
+    )
 
 
 def damage(path: Path) -> str | None:

@@ -56,7 +56,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(hint, config=None if nested else ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        return TypeAdapter(hint, config=None if nested else ConfigDict(arbitrary_types_allowed=True)).validate_python(
+            value
+        )
     except ValidationError as problem:
         reason = problem.errors()[0]["msg"]
         raise UsageError(f"{path}: {value!r} will not do ({reason[0].lower()}{reason[1:]})") from None
@@ -122,7 +124,9 @@ def assign(data: dict[str, Any], words: Iterable[str], sections: Mapping[str, ty
             homes = [name for name, cls in sections.items() if key in {f.name for f in dataclasses.fields(cls)}]  # type: ignore[arg-type]
             if len(homes) != 1:
                 options = [f"{name}.{f.name}" for name, cls in sections.items() for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-                hint = f"write {' or '.join(f'{home}.{key}' for home in homes)}" if homes else nearest(key, _bare(options))
+                hint = (
+                    f"write {' or '.join(f'{home}.{key}' for home in homes)}" if homes else nearest(key, _bare(options))
+                )
                 raise UsageError(f"--set {word}: {'ambiguous' if homes else f'no setting {key}'}; {hint}")
             path = [homes[0], key]
         place = data

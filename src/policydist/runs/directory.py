@@ -1,11 +1,11 @@
 """The run directory: config, environment, metrics and status of one run, never overwritten, every file written whole.
 
-    <run>/config.yaml         the resolved config
-    <run>/environment.json    packages, processor, git commit
-    <run>/metrics.jsonl       one JSON object a step
-    <run>/status.json         running | finished | interrupted | failed, with the step
-    <run>/checkpoints/        see `policydist.runs.checkpoint`
-    <run>/model/              the trained policy, in the format it was loaded from
+<run>/config.yaml         the resolved config
+<run>/environment.json    packages, processor, git commit
+<run>/metrics.jsonl       one JSON object a step
+<run>/status.json         running | finished | interrupted | failed, with the step
+<run>/checkpoints/        see `policydist.runs.checkpoint`
+<run>/model/              the trained policy, in the format it was loaded from
 """
 
 from __future__ import annotations

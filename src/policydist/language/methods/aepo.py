@@ -64,7 +64,9 @@ class AuxiliarySampler:
         count = int(len(prompts) * config.fraction)
         order = torch.arange(len(prompts))
         if config.choice == "random":
-            order = torch.randperm(len(prompts), generator=seeds.torch_generator(ctx.seed, ctx.step, "auxiliary-prompts"))
+            order = torch.randperm(
+                len(prompts), generator=seeds.torch_generator(ctx.seed, ctx.step, "auxiliary-prompts")
+            )
         if count == 0:
             return mark(main, False)
         second = prompts.select(order[:count].sort().values)

@@ -45,7 +45,9 @@ class BetaCredit:
         if config.decompose:
             parts = {name: values for name, values in rollouts.extras.items() if name.startswith(COMPONENT)}
             if not parts:
-                raise PolicydistError("bnpo: knobs.decompose needs a task with several reward components; this one has none")
+                raise PolicydistError(
+                    "bnpo: knobs.decompose needs a task with several reward components; this one has none"
+                )
             advantages, info = decomposed_advantage(
                 parts, rollouts.group, count_inactive=config.count_inactive, **options
             )

@@ -94,5 +94,7 @@ def build(config: Config, setting: Setting) -> Recipe:
     if config.overlong_buffer:
         judge = OverlongJudge(judge, config, setting.sampling.max_new_tokens)
     recipe = grpo.plain(config, replace(setting, judge=judge), GroupCredit(grpo_advantage))
-    sampler = DynamicSampling(judge, setting, config.max_batches) if config.dynamic_sampling else OnPolicy(setting.sampling)
+    sampler = (
+        DynamicSampling(judge, setting, config.max_batches) if config.dynamic_sampling else OnPolicy(setting.sampling)
+    )
     return replace(recipe, sampler=sampler)

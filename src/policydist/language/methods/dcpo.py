@@ -19,8 +19,8 @@ from policydist.language.types import Rollouts
 
 @dataclass(frozen=True)
 class Config(LossConfig):
-    """``target_entropy`` (nats a token), ``high``/``low``: temperatures used below and above it; ``cap``: bound on the entropy error;
-    ``threshold``: reward above which a sample is correct; ``entropy_source``: the previous update's sampled entropy (official)
+    """``target_entropy`` (nats a token), ``high``/``low``: temperatures used below and above it; ``cap``: bound on the entropy
+    error; ``threshold``: reward above which a sample is correct; ``entropy_source``: the previous update's sampled entropy (official)
     or the exact entropy of the current policy; ``on_no_correct``: plain GRPO for a batch without a correct sample, or stop;
     ``reweight`` false sets the target ratio to 1 (the paper's ablation)."""
 
@@ -44,7 +44,9 @@ class TiltedCredit:
         correct = rewards_of(rollouts) > config.threshold
         fraction = float(correct.float().mean())
         if fraction == 0 and config.on_no_correct == "raise":
-            raise PolicydistError(f"dcpo: no response of step {ctx.step + 1} is correct; use an easier task or on_no_correct=skip")
+            raise PolicydistError(
+                f"dcpo: no response of step {ctx.step + 1} is correct; use an easier task or on_no_correct=skip"
+            )
         entropy = self.entropy(rollouts, ctx)
         temperature = entropy_switch(entropy, config.target_entropy, config.high, config.low)
         alpha = dcpo_alpha(entropy, config.target_entropy, fraction, config.cap)
@@ -56,7 +58,12 @@ class TiltedCredit:
             scores = ctx.score(rollouts.select(rows), tilts=(temperature,))
             log_rho[rows] = scores.tilted[temperature] - scores.logprobs
         chosen = correct.unsqueeze(1) & mask
-        for name, value in (("entropy", entropy), ("temperature", temperature), ("alpha", alpha), ("correct", fraction)):
+        for name, value in (
+            ("entropy", entropy),
+            ("temperature", temperature),
+            ("alpha", alpha),
+            ("correct", fraction),
+        ):
             ctx.log(f"dcpo/{name}", value)
         if bool(chosen.any()):
             ctx.log("dcpo/rho_mean", log_rho[chosen].exp().mean())

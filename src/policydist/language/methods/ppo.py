@@ -40,8 +40,8 @@ class GAECredit:
         token_rewards = rollouts.token_rewards
         if token_rewards is None:
             token_rewards = at_last_token(rewards_of(rollouts), mask)
-        advantages = gae_advantage(token_rewards, values, mask, gamma=self.config.gamma, lam=self.config.lam)
-        extras = {**rollouts.extras, "values": values, "returns": (advantages + values) * mask}
+        advantages, returns = gae_advantage(token_rewards, values, mask, gamma=self.config.gamma, lam=self.config.lam)
+        extras = {**rollouts.extras, "values": values, "returns": returns}
         ctx.log("value", (values * mask).sum() / mask.sum())
         if self.config.whiten:
             advantages = whiten(advantages, mask)
