@@ -177,18 +177,8 @@ class Rollouts:
         for name, tensor in self.tensors().items():
             if len(tensor) != count:
                 raise PolicydistError(f"rollouts: {name} has {len(tensor)} rows, response_ids has {count}")
-            if name in (
-                "response_attention",
-                "response_mask",
-                "behavior_logprobs",
-                "old_logprobs",
-                "token_rewards",
-                "advantages",
-            ):
-                if tuple(tensor.shape) != (count, width):
-                    raise PolicydistError(
-                        f"rollouts: {name} has shape {tuple(tensor.shape)}, expected {(count, width)}"
-                    )
+            if name in PER_TOKEN and tuple(tensor.shape) != (count, width):
+                raise PolicydistError(f"rollouts: {name} has shape {tuple(tensor.shape)}, expected {(count, width)}")
             if tensor.is_floating_point():
                 bad = ~torch.isfinite(tensor.reshape(count, -1)).all(1)
                 if bad.any():
