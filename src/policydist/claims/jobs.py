@@ -19,7 +19,7 @@ from typing import Any
 from policydist.claims.declare import Claim, Job, Outcome
 from policydist.errors import PolicydistError, UsageError, nearest
 
-MACHINERY = {"conditions", "declare", "engines", "estimands", "jobs", "journal", "judge", "record", "runner", "schema",
+MACHINERY = {"check", "conditions", "declare", "engines", "estimands", "jobs", "journal", "judge", "record", "runner", "schema",
              "statistics"}  # fmt: skip
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

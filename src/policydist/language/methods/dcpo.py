@@ -20,7 +20,7 @@ from policydist.language.types import Rollouts
 @dataclass(frozen=True)
 class Config(LossConfig):
     """``target_entropy`` (nats a token), ``high``/``low``: temperatures used below and above it; ``cap``: bound on the entropy
-    error; ``threshold``: reward above which a sample is correct; ``entropy_source``: the previous update's sampled entropy (official)
+    error; ``threshold``: reward above which a sample is correct; ``entropy_source``: the last update's sampled entropy (official)
     or the exact entropy of the current policy; ``on_no_correct``: plain GRPO for a batch without a correct sample, or stop;
     ``reweight`` false sets the target ratio to 1 (the paper's ablation)."""
 
