@@ -110,9 +110,10 @@ def test_sampler_and_scorer_agree(kind: str) -> None:
 def test_greedy_equals_transformers_generate(kind: str) -> None:
     found = policy(kind).generate(prompts(), Sampling(max_new_tokens=12, temperature=0), uniforms())
     asked = prompts()
-    theirs = tiny(kind).generate(
-        asked.ids, attention_mask=asked.mask.long(), do_sample=False, max_new_tokens=12, eos_token_id=END, pad_token_id=0
-    )[:, asked.ids.shape[1] :]
+    mask, special = asked.mask.long(), {"eos_token_id": END, "pad_token_id": 0}
+    theirs = tiny(kind).generate(asked.ids, attention_mask=mask, do_sample=False, max_new_tokens=12, **special)[
+        :, asked.ids.shape[1] :
+    ]
     owner = torch.repeat_interleave(torch.arange(5), asked.samples)
     width = min(found.ids.shape[1], theirs.shape[1])
     assert torch.equal((found.ids * found.mask)[:, :width], theirs[owner, :width])
@@ -145,7 +146,8 @@ def test_sampled_first_tokens_follow_the_softmax() -> None:
     one = prompts().select(torch.tensor([1]))
     count = 4000
     many = type(one)(one.ids, one.mask, torch.tensor([count]), one.index)
-    draws = model.generate(many, Sampling(max_new_tokens=1), torch.rand(count, 1, generator=torch.Generator().manual_seed(5)))
+    chances = torch.rand(count, 1, generator=torch.Generator().manual_seed(5))
+    draws = model.generate(many, Sampling(max_new_tokens=1), chances)
     with torch.no_grad():
         expected = tiny("qwen2")(input_ids=one.ids[:, one.mask[0]]).logits[0, -1].double().softmax(-1) * count
     observed = torch.bincount(draws.ids[:, 0], minlength=len(expected)).double()

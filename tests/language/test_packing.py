@@ -100,10 +100,8 @@ def test_layout_covers_every_response_token_exactly_once(lengths: list[int], bud
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
     owner = torch.randint(0, 5, (count,), generator=generator)
     some = prompts()
-    rows = Rollouts(
-        some.ids[owner], some.mask[owner], torch.randint(0, 40, (count, width), generator=generator), mask, mask, owner, owner,
-        torch.zeros(count, width),
-    )  # fmt: skip
+    ids = torch.randint(0, 40, (count, width), generator=generator)
+    rows = Rollouts(some.ids[owner], some.mask[owner], ids, mask, mask, owner, owner, torch.zeros(count, width))
     packs = list(pack(rows, budget))
     places = torch.cat([item.place for item in packs]) if packs else torch.zeros(0, dtype=torch.long)
     assert torch.equal(places.sort().values, mask.flatten().nonzero()[:, 0])

@@ -227,7 +227,8 @@ def test_small_policies_have_exact_gradients(kind: str) -> None:
 
     def everything(*weights: torch.Tensor) -> torch.Tensor:
         weighted = copy.copy(model)
-        weighted.module = lambda *args: torch.func.functional_call(model.core, dict(zip(names, weights, strict=True)), args)
+        given = dict(zip(names, weights, strict=True))
+        weighted.module = lambda *args: torch.func.functional_call(model.core, given, args)
         found = weighted.score(rows, entropy=True, tilts=(0.7,), values=True)
         return torch.stack([found.logprobs, found.entropy, found.tilted[0.7], found.values]).sum(-1)
 
@@ -239,7 +240,8 @@ def test_small_policies_have_exact_gradients(kind: str) -> None:
 def test_score_function_has_mean_zero_by_enumeration(kind: str) -> None:
     model = small(kind)
     probabilities = model.probabilities()
-    gradients = torch.autograd.grad((probabilities.detach() * probabilities.log()).sum(), list(model.core.parameters())[0])
+    expected_score = (probabilities.detach() * probabilities.log()).sum()
+    gradients = torch.autograd.grad(expected_score, next(model.core.parameters()))
     torch.testing.assert_close(gradients[0], torch.zeros_like(gradients[0]), atol=1e-12, rtol=0)
 
 

@@ -28,7 +28,8 @@ class Plan(Protocol):
 
 
 class Call:
-    """What one attention layer asks for: its number, scale, window (None: all) and soft cap of the scores (None: none)."""
+    """What one attention layer asks for: its number, scale, window (None: all) and soft cap of the scores (None:
+    none)."""
 
     def __init__(self, layer: int, scale: float | None, window: int | None, softcap: float | None) -> None:
         self.layer = layer
@@ -49,8 +50,8 @@ def register() -> None:
 def adopt(model: Any) -> bool:
     """Switch ``model`` to our attention if it then computes what it computed before; whether it does.
 
-    The check is a trial: two short sequences, padded and masked in the ordinary way against packed. Layers of a kind that the
-    plans do not know are refused without one.
+    The check is a trial: two short sequences, padded and masked in the ordinary way against packed. Layers of a kind
+    that the plans do not know are refused without one.
     """
     config = model.config.get_text_config()
     if not set(getattr(config, "layer_types", None) or LAYERS) <= LAYERS or config._attn_implementation not in OWN:
@@ -83,9 +84,10 @@ def _trial(model: Any, packed: bool = False) -> Tensor:
     ids = torch.tensor([[0, 1, 2], [2, 1, 0]], device=device) % model.get_input_embeddings().num_embeddings
     real = torch.tensor([[1, 1, 1], [1, 1, 0]], device=device)
     if not packed:
-        return model(input_ids=ids, attention_mask=real, use_cache=False).logits[real.bool()]
+        logits: Tensor = model(input_ids=ids, attention_mask=real, use_cache=False).logits[real.bool()]
+        return logits
     plan, positions = pack_prompts(real.sum(1))
-    return model(
+    logits = model(
         input_ids=ids[real.bool()][None],
         position_ids=positions[None],
         attention_mask=torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device),
@@ -93,6 +95,7 @@ def _trial(model: Any, packed: bool = False) -> Tensor:
         plan=plan,
         logits_to_keep=torch.arange(5, device=device),
     ).logits[0]
+    return logits
 
 
 def forward(

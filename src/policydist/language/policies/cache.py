@@ -1,4 +1,5 @@
-"""Decoding with our own key-value cache: prompts computed once each, responses written in place, finished rows dropped."""
+"""Decoding with our own key-value cache: prompts computed once each, responses written in place, finished rows
+dropped."""
 
 from __future__ import annotations
 
@@ -35,10 +36,11 @@ class Prefill:
 
 @dataclass
 class Cache:
-    """The attention `Plan` of the token passes. Prompts end at column P for every row, so all rows write the same column.
+    """The attention `Plan` of the token passes. Prompts end at column P for every row, so all rows write the same
+    column.
 
-    ``keys[layer]``, ``values[layer]``: [M, K, columns, D]; ``mask`` [M, 1, 1, P + L]: additive, hides the padding on the
-    prompts' left (None where no prompt is padded); ``column``: where the next token goes.
+    ``keys[layer]``, ``values[layer]``: [M, K, columns, D]; ``mask`` [M, 1, 1, P + L]: additive, hides the padding on
+    the prompts' left (None where no prompt is padded); ``column``: where the next token goes.
     """
 
     keys: dict[int, Tensor]

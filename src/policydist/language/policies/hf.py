@@ -36,12 +36,13 @@ class LanguageModule(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.value_head: nn.Linear | None = None
         silence_dropout(model)
 
     def run(self, ids: Tensor, positions: Tensor, plan: attention.Plan, keep: Tensor | int) -> Tensor:
-        """Logits at ``keep`` under an attention plan. The mask is a placeholder: the plan alone decides who sees whom."""
+        """Logits at ``keep`` under an attention plan. The mask is a placeholder: the plan alone decides who sees
+        whom."""
         nothing = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
         out = self.model(
             input_ids=ids,
@@ -51,7 +52,8 @@ class LanguageModule(nn.Module):
             logits_to_keep=keep,
             plan=plan,
         )
-        return out.logits
+        logits: Tensor = out.logits
+        return logits
 
     def forward(self, packs: Sequence[Pack], entropy: bool, tilts: Sequence[float], values: bool) -> dict[str, Tensor]:
         """Per response token r of all packs, in their order: log-probability and whatever else was asked for."""
@@ -60,7 +62,7 @@ class LanguageModule(nn.Module):
 
     def _score(self, item: Pack, entropy: bool, tilts: Sequence[float], values: bool) -> dict[str, Tensor]:
         with _HeadInput(self.model) as head:
-            if item.plan is None:
+            if item.plan is None or item.positions is None:
                 logits = self.model(input_ids=item.ids, attention_mask=item.mask, use_cache=False).logits
                 logits = logits.flatten(0, 1)[item.keep].float()
             else:
@@ -86,7 +88,7 @@ def _chosen(logits: Tensor, item: Pack) -> Tensor:
 class _HeadInput:
     """Catches what enters the language-model head: the last hidden state at the positions that were kept."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         self.handle = model.get_output_embeddings().register_forward_pre_hook(self._see)
 
     def _see(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -102,8 +104,8 @@ class _HeadInput:
 class TransformersPolicy:
     """A causal language model and its tokenizer. See `policydist.language.policies.loading.load_policy`.
 
-    Architectures whose attention follows a plan (nearly all current ones; checked by a trial pass) are scored packed and
-    decoded on our cache; any other is scored padded and decoded on its own cache, slower and with equal results.
+    Architectures whose attention follows a plan (nearly all current ones; checked by a trial pass) are scored packed
+    and decoded on our cache; any other is scored padded and decoded on its own cache, slower and with equal results.
 
     Raises:
         UsageError: if the tokenizer has no token that could pad or end a response, or knows more tokens than the model.
@@ -120,7 +122,7 @@ class TransformersPolicy:
         self.pass_tokens = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
         """The transformers (or peft) model itself, free of wrappers."""
         return self.core.model
 
@@ -156,7 +158,7 @@ class TransformersPolicy:
         parts = []
         with torch.no_grad():
             for start in range(0, max(len(owner), 1), DECODE_ROWS):
-                asked, inverse = owner[start : start + DECODE_ROWS].unique_consecutive(return_inverse=True)
+                asked, inverse = torch.unique_consecutive(owner[start : start + DECODE_ROWS], return_inverse=True)
                 decoder = self._decoder(prompts, asked, inverse.to(device), sampling.max_new_tokens)
                 rows = uniforms[start : start + DECODE_ROWS]
                 parts.append(decode(decoder, rows, sampling, self.ends, self.pad))
@@ -197,7 +199,8 @@ class TransformersPolicy:
 
         def spread(name: str) -> Tensor:
             flat = found[name].new_zeros(shape.numel())
-            return flat.index_put((place,), found[name]).view(shape)
+            filled: Tensor = flat.index_put((place,), found[name])
+            return filled.view(shape)
 
         return Scores(
             logprobs=spread("logprobs"),
@@ -234,12 +237,13 @@ def _join(parts: list[Generation], pad: int) -> Generation:
 
 
 def silence_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to zero: a policy's distribution must be the same when it is sampled and when it is scored."""
+    """Set every dropout rate to zero: a policy's distribution must be the same when it is sampled and when it is
+    scored."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -263,7 +267,7 @@ def pad_token(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int:
     return ends[0]
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Every id the tokenizer can produce must have an embedding."""
     known = model.get_input_embeddings().num_embeddings
     highest = max(tokenizer.get_vocab().values(), default=-1)

@@ -14,7 +14,8 @@ from policydist.language.types import Generation, Prompts, Rollouts, Sampling, S
 
 
 class Linear(nn.Module):
-    """``weights`` [D, A] of the policy and ``value_weights`` [D] of the value estimate, both from zero and without bias."""
+    """``weights`` [D, A] of the policy and ``value_weights`` [D] of the value estimate, both from zero and without
+    bias."""
 
     features: Tensor
 

@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adaptation (arXiv 2106.09685) of every linear layer but the head, trained in place of the model itself."""
+    """Low-rank adaptation (arXiv 2106.09685) of every linear layer but the head, trained in place of the model."""
 
     rank: int = 16
     alpha: int = 32
@@ -39,8 +39,8 @@ def load_policy(
 ) -> TransformersPolicy:
     """A policy from ``"embedded"``, a local Hugging Face directory, or the name of a model on the Hub.
 
-    A directory that holds a LoRA adapter is loaded as its base model with the adapter, which stays trainable. Asking for an
-    ``attn_implementation`` other than sdpa or eager turns packing off.
+    A directory that holds a LoRA adapter is loaded as its base model with the adapter, which stays trainable. Asking
+    for an ``attn_implementation`` other than sdpa or eager turns packing off.
 
     Raises:
         UsageError: if there is no such model, no tokenizer beside it, or the two do not fit together.
@@ -94,7 +94,7 @@ def _tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     held = Path(source)
     if held.is_dir() and not any((held / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
         raise UsageError(f"{source} holds no tokenizer: save one there with tokenizer.save_pretrained")
-    # AutoTokenizer goes by the model's architecture and would replace a tokenizer of the general class by that family's own.
+    # AutoTokenizer goes by the model's architecture and would put that family's own class in a general one's place.
     loader = PreTrainedTokenizerFast if _general_tokenizer(held) else AutoTokenizer
     try:
         return loader.from_pretrained(source, padding_side="left", **options)

@@ -1,9 +1,10 @@
 """Padding-free layout of prompts and responses for scoring.
 
-All tokens of a pass lie in one flat row: first every *distinct* prompt once, then the responses (without their last token,
-which predicts nothing that is scored). Everything that works token by token (embeddings, projections, MLPs, norms) thus runs
-on real tokens only and once per prompt. Attention alone needs sequences: their tokens are gathered into buckets of similar
-length, attended causally (padding is on the right, where causality hides it), and scattered back.
+All tokens of a pass lie in one flat row: first every *distinct* prompt once, then the responses (without their last
+token, which predicts nothing that is scored). Everything that works token by token (embeddings, projections, MLPs,
+norms) thus runs on real tokens only and once per prompt. Attention alone needs sequences: their tokens are gathered
+into buckets of similar length, attended causally (padding is on the right, where causality hides it), and scattered
+back.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ SLACK = 0.8
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of ``x`` by number. ``x`` is in two parts, rows used several times (``many`` [P, G] lists the uses, padded where
-    ``valid`` is false) and rows used once (``once``), so that the backward pass is a gather too: scattered addition is slow."""
+    """Rows of ``x`` by number. ``x`` is in two parts, rows used several times (``many`` [P, G] lists the uses, padded
+    where ``valid`` is false) and rows used once (``once``), so that the backward pass is a gather too: scattered
+    addition is slow."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, many: Tensor, valid: Tensor | None, once: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ class _Gather(torch.autograd.Function):
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         many, once, valid = ctx.saved_tensors
         grad = grad.contiguous()
         first, width = many.shape
@@ -50,7 +52,8 @@ class _Gather(torch.autograd.Function):
 
 
 class _Pick(torch.autograd.Function):
-    """Rows ``where`` of ``x``, each at most once; ``inverse`` names for every row of ``x`` its place in the result or -1."""
+    """Rows ``where`` of ``x``, each at most once; ``inverse`` names for every row of ``x`` its place in the result or
+    -1."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, where: Tensor, inverse: Tensor, unused: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class _Pick(torch.autograd.Function):
         return x.index_select(0, where)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         inverse, unused = ctx.saved_tensors
         out = grad.contiguous().index_select(0, inverse)
         return out.index_fill_(0, unused, 0.0), None, None, None
@@ -82,30 +85,33 @@ class Packed:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         """Causal attention within each sequence; see `attention.Plan`."""
-        heads, length, size = query.shape[1:]
+        heads, length = query.shape[1:3]
         gathered = [self._gather(tensor) for tensor in (query, key, value)]
         outs, start = [], 0
         for rows, width in self.shapes:
             stop = start + rows * width
-            parts = [tensor[start:stop].view(rows, width, -1, tensor.shape[-1]).transpose(1, 2) for tensor in gathered]
-            outs.append(causal(*parts, call).transpose(1, 2).reshape(rows * width, -1))
+            q, k, v = (tensor[start:stop].unflatten(0, (rows, width)).transpose(1, 2) for tensor in gathered)
+            outs.append(causal(q, k, v, call).transpose(1, 2).reshape(rows * width, -1))
             start = stop
         flat = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return _Pick.apply(flat, self.where, self.inverse, self.unused).view(1, length, heads, -1)
+        picked: Tensor = _Pick.apply(flat, self.where, self.inverse, self.unused)  # type: ignore[no-untyped-call]
+        return picked.view(1, length, heads, -1)
 
     def _gather(self, tensor: Tensor) -> Tensor:
         heads, length, size = tensor.shape[1:]
         flat = tensor[0].transpose(0, 1).reshape(length, heads * size)
-        return _Gather.apply(flat, self.slots, self.many, self.valid, self.once).view(-1, heads, size)
+        uses = (self.slots, self.many, self.valid, self.once)
+        gathered: Tensor = _Gather.apply(flat, *uses)  # type: ignore[no-untyped-call]
+        return gathered.view(-1, heads, size)
 
 
 @dataclass(frozen=True)
 class Pack:
     """One pass: its tokens, their positions, the layout, and which predictions to read.
 
-    ``keep`` [K] flat positions whose next-token distribution is needed; ``source`` [R] the row of ``keep`` that predicts
-    response token r, ``target`` [R] its id, ``place`` [R] its place in the flattened [N, T] result. Without a plan the tokens
-    are an ordinary right-padded batch with ``mask``.
+    ``keep`` [K] flat positions whose next-token distribution is needed; ``source`` [R] the row of ``keep`` that
+    predicts response token r, ``target`` [R] its id, ``place`` [R] its place in the flattened [N, T] result. Without
+    a plan the tokens are an ordinary right-padded batch with ``mask``.
     """
 
     ids: Int[Tensor, " L"] | Int[Tensor, "B W"]
@@ -119,8 +125,8 @@ class Pack:
 
 
 def pack(rollouts: Rollouts, max_tokens: int) -> Iterator[Pack]:
-    """Lay rollouts out in passes of about ``max_tokens`` flat tokens; the responses to one prompt stay together unless they
-    alone exceed it. Responses without tokens are left out."""
+    """Lay rollouts out in passes of about ``max_tokens`` flat tokens; the responses to one prompt stay together
+    unless they alone exceed it. Responses without tokens are left out."""
     prompt_ids, prompt_mask = _numpy(rollouts.prompt_ids), _numpy(rollouts.prompt_mask)
     response_ids, lengths = _numpy(rollouts.response_ids), _numpy(rollouts.lengths)
     keys = [ids[mask].tobytes() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
@@ -135,7 +141,8 @@ def pack(rollouts: Rollouts, max_tokens: int) -> Iterator[Pack]:
 
 
 def _numpy(tensor: Tensor) -> Array:
-    return tensor.detach().cpu().numpy()
+    array: Array = tensor.detach().cpu().numpy()
+    return array
 
 
 def _chunks(groups: list[list[int]], prompts: Array, lengths: Array, max_tokens: int) -> Iterator[list[list[int]]]:

@@ -60,7 +60,8 @@ def _padded(rollouts: Rollouts, rows: list[int]) -> Pack:
 
 
 class PlainDecoder:
-    """A `generation.Decoder` on the model's own cache: left-padded prompts, one row for every response from the start."""
+    """A `generation.Decoder` on the model's own cache: left-padded prompts, one row for every response from the
+    start."""
 
     def __init__(self, model: PreTrainedModel, prompts: Prompts, owner: Int[Tensor, " M"]) -> None:
         self.model = model
@@ -92,7 +93,8 @@ class PlainDecoder:
             extra[self._cache_name()] = self.state
         out = self.model(input_ids=ids, attention_mask=self.mask, use_cache=True, **extra)
         self.state = out.cache if hasattr(out, "cache") else out.past_key_values
-        return out.logits[:, -1]
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
     def _cache_name(self) -> str:
         # transformers 5.24 renamed the argument.

@@ -37,8 +37,8 @@ class Table(nn.Module):
 class TabularPolicy:
     """Responses of exactly ``length`` tokens to each of ``prompts`` contexts, softmax over a table of logits.
 
-    A prompt is its context's number: ``prompts.ids`` [Q, 1]. With ``prefix`` every response prefix has logits of its own, so
-    the table holds any distribution over sequences; without, the tokens of a response are independent.
+    A prompt is its context's number: ``prompts.ids`` [Q, 1]. With ``prefix`` every response prefix has logits of its
+    own, so the table holds any distribution over sequences; without, the tokens of a response are independent.
 
     Raises:
         UsageError: if ``init`` does not have the table's shape [prompts, rows, vocab].
