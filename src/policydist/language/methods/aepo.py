@@ -17,6 +17,19 @@ from policydist.language.recipe import Context, Recipe, Setting, broadcast
 from policydist.language.types import Prompts, Rollouts
 from policydist.runs import seeds
 
+DIFFERENCES: tuple[str, ...] = (
+    "No auxiliary response kept: the released code fails; here the step is plain GRPO.",
+    "The paper writes a weight alpha on the extra term; the code, followed by default, sets it by how many main "
+    "responses are replaced. mode=explicit_alpha is the paper's form.",
+    "The paper turns hot below the target; the code, followed here, at equality too.",
+    "Auxiliary rewards are logged as reward_auxiliary; in the released code they overwrite the step's reward, so its "
+    "curves show the hot or cold quarter.",
+    "Sampling is exact (top_p 1.0); the released configuration samples at top_p 0.99.",
+    "Taken over from the code: auxiliary samples count as if drawn at temperature 1, without importance weights, and "
+    "enter the entropy that steers the next step (entropy_on=main leaves them out).",
+)
+"""Where paper, released code and this module part."""
+
 
 @dataclass(frozen=True)
 class Config(LossConfig):

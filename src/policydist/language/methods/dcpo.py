@@ -16,6 +16,19 @@ from policydist.language.objectives import LossConfig
 from policydist.language.recipe import Context, Recipe, Setting, broadcast
 from policydist.language.types import Rollouts
 
+DIFFERENCES: tuple[str, ...] = (
+    "No correct response in the batch: the released code divides by zero (NaN); here the step is plain GRPO, or an "
+    "error with on_no_correct=raise.",
+    "Sampling is exact (top_p 1.0); the released configuration samples at top_p 0.99 and ignores the mismatch in the "
+    "ratio.",
+    "The entropy is a token mean over the whole update; the released code averages the means of micro-batches. "
+    "entropy_source=current_exact uses the full distribution of the current policy instead.",
+    "Padding gets advantage 0; the released code leaves alpha * rho there, which its loss mask hides.",
+    "Taken over from the code: the first step sees entropy 0 and is hot at full strength; equality with the target "
+    "counts as below it.",
+)
+"""Where paper, released code and this module part."""
+
 
 @dataclass(frozen=True)
 class Config(LossConfig):
