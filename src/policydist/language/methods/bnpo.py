@@ -16,14 +16,12 @@ from policydist.language.recipe import Context, Recipe, Setting, broadcast
 from policydist.language.types import Rollouts
 
 DIFFERENCES: tuple[str, ...] = (
-    "Equal success rates (or a batch all right, or all wrong): the released code divides by zero; here the normaliser "
-    "is (1, 1), so the weight is 1.",
+    "Equal success rates (or a batch all right, or all wrong): the parameters of the released code are infinite or "
+    "undefined; here the normaliser is (1, 1), so the weight is 1.",
     "A prompt with a single response: the released code takes success rate 0, so a lone success can get the weight "
     "cap; here it is compared with nothing and gets 0.",
     "Two rewards: the released code averages over every reward tensor it stores, one that is switched off included, "
     "which halves the advantage; here only over those in use (count_inactive=true restores it).",
-    "Token losses are divided over the whole mini-batch; the released code averages micro-batch by micro-batch, which "
-    "differs when responses have different lengths.",
     "Taken over as it is: the Beta is fitted to success rates estimated from a few samples, whose noise widens it; "
     "nothing is deconvolved.",
 )
