@@ -12,6 +12,7 @@ from torch.distributions.constraints import Constraint
 
 from policydist.estimation.integer.base import Bound, IntegerDistribution, enumerated_moments
 
+_TABLE = 4096
 _TAIL = 1e-7  # mass left out when the mean of a half-open range is summed
 
 
@@ -56,6 +57,19 @@ class Truncated(IntegerDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         dtype = self.base.log_mass(None, None).dtype
         return self.icdf(torch.rand(shape, dtype=dtype, device=self._device()).clamp(min=torch.finfo(dtype).tiny))
+
+    @torch.no_grad()
+    def icdf(self, value: Float[Tensor, "*#s"]) -> Int[Tensor, "*s"]:
+        """As for any law; a range of at most 4 096 integers is looked up in a table of its cdf."""
+        if self.lo is None or self.hi is None or self.hi - self.lo >= _TABLE:
+            return super().icdf(value)
+        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        n = torch.arange(self.lo, self.hi + 1, device=self._device()).view(-1, *[1] * len(self.batch_shape))
+        logs = self.base.log_prob(n).expand(-1, *self.batch_shape).reshape(len(n), -1)
+        cdf = torch.softmax(logs.double(), 0).cumsum(0).T.contiguous()
+        levels = value.double().reshape(-1, len(cdf)).T.contiguous()
+        steps = torch.searchsorted(cdf, levels).clamp(max=self.hi - self.lo)
+        return self.lo + steps.T.reshape(value.shape)
 
     def _start(self) -> Tensor:
         return self.base.mean

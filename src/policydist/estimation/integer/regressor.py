@@ -117,8 +117,6 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
         features, outcome = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         targets = _whole_numbers(outcome)
         weights = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
-        if not weights.sum() > 0:
-            raise ValueError("sample_weight must be positive for at least one row")
         used = weights > 0
         features, targets, weights = features[used], targets[used], weights[used]
         plain = make_head(
