@@ -169,8 +169,8 @@ class TransformersPolicy:
         limit = self.context
         if limit is not None and longest + sampling.max_new_tokens > limit:
             raise UsageError(
-                f"a prompt of {longest} tokens and max_new_tokens {sampling.max_new_tokens} exceed the model's context of "
-                f"{limit}: shorten the prompts or lower max_new_tokens"
+                f"a prompt of {longest} tokens and max_new_tokens {sampling.max_new_tokens} exceed the model's "
+                f"context of {limit}: shorten the prompts or lower max_new_tokens"
             )
 
     def _decoder(self, prompts: Prompts, asked: Int[Tensor, " Q"], owner: Int[Tensor, " M"], room: int) -> Decoder:

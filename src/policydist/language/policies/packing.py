@@ -90,7 +90,7 @@ class Packed:
         outs, start = [], 0
         for rows, width in self.shapes:
             stop = start + rows * width
-            q, k, v = (tensor[start:stop].unflatten(0, (rows, width)).transpose(1, 2) for tensor in gathered)
+            q, k, v = (x[start:stop].view(rows, width, *x.shape[1:]).transpose(1, 2) for x in gathered)
             outs.append(causal(q, k, v, call).transpose(1, 2).reshape(rows * width, -1))
             start = stop
         flat = outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -173,7 +173,8 @@ def _starts(lengths: Array) -> Array:
 
 def _ramps(lengths: Array) -> Array:
     """0 … n-1 for every length n, joined."""
-    return np.arange(int(lengths.sum())) - np.repeat(_starts(lengths), lengths)
+    ramps: Array = np.arange(int(lengths.sum())) - np.repeat(_starts(lengths), lengths)
+    return ramps
 
 
 def _pack_chunk(
