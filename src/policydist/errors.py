@@ -18,6 +18,11 @@ class MissingExtraError(UsageError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"{module} is not installed: run pip install 'policydist[{extra}]'")
+        self.module, self.extra = module, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Worker processes send their errors back pickled; the default would call the constructor with the text."""
+        return type(self), (self.module, self.extra)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

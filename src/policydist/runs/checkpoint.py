@@ -18,6 +18,8 @@ from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError
 
+FILES = {"model.safetensors", "optimiser.pt", "state.json"}
+
 
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
@@ -39,8 +41,14 @@ def save(
     manifest = {path.name: _hash(path) for path in sorted(work.iterdir())}
     (work / "manifest.json").write_text(json.dumps(manifest, indent=2))
     if final.exists():
-        shutil.rmtree(final)
-    work.rename(final)
+        # Set aside, not removed: a kill in between must not leave half of it under the name of a whole one.
+        aside = root / f".step-{step:08d}.old"
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+        work.rename(final)
+        shutil.rmtree(aside)
+    else:
+        work.rename(final)
     for old in complete(root)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -74,8 +82,10 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return "manifest.json is missing or unreadable"
+    if not isinstance(manifest, dict) or not manifest.keys() >= FILES:
+        return "manifest.json does not list all files"
     for name, expected in manifest.items():
         if not (path / name).is_file():
             return f"{name} is missing"

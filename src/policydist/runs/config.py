@@ -10,7 +10,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,8 +110,9 @@ def write_yaml(data: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
 
 
-def assign(data: dict[str, Any], words: Iterable[str], sections: Mapping[str, type]) -> None:
-    """Apply ``key=value`` words in place. A key is dotted (``train.lr``) or the bare name of a setting that only one section has.
+def assign(data: dict[str, Any], words: Iterable[str], sections: Mapping[str, type], top: Collection[str] = ()) -> None:
+    """Apply ``key=value`` words in place. A key is dotted (``train.lr``), the bare name of a setting that only one section has,
+    or one of ``top``, the settings outside all sections.
 
     Values are read as YAML, so ``lr=1e-3``, ``clip=null`` and ``budgets=[4, 8]`` all work.
     """
@@ -120,12 +121,14 @@ def assign(data: dict[str, Any], words: Iterable[str], sections: Mapping[str, ty
         if not separator:
             raise UsageError(f"--set {word}: write it as key=value")
         path = key.split(".")
-        if len(path) == 1:
+        if len(path) == 1 and key not in top:
             homes = [name for name, cls in sections.items() if key in {f.name for f in dataclasses.fields(cls)}]  # type: ignore[arg-type]
             if len(homes) != 1:
                 options = [f"{name}.{f.name}" for name, cls in sections.items() for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
                 hint = (
-                    f"write {' or '.join(f'{home}.{key}' for home in homes)}" if homes else nearest(key, _bare(options))
+                    f"write {' or '.join(f'{home}.{key}' for home in homes)}"
+                    if homes
+                    else nearest(key, [*_bare(options), *top])
                 )
                 raise UsageError(f"--set {word}: {'ambiguous' if homes else f'no setting {key}'}; {hint}")
             path = [homes[0], key]

@@ -65,7 +65,8 @@ class Run:
         try:
             path.mkdir(parents=True, exist_ok=True)
             write_whole(path / "config.yaml", write_yaml(plain(config)))
-            write_whole(path / "environment.json", json.dumps(environment.describe(), indent=2))
+            about = {"config_sha256": digest(plain(config)), **environment.describe()}
+            write_whole(path / "environment.json", json.dumps(about, indent=2))
         except OSError as problem:
             raise UsageError(f"cannot write run directory {path}: {problem.strerror}; give a writable --out") from None
         run = cls(path)
@@ -77,7 +78,7 @@ class Run:
         """Continue a run from ``step``: the config must be the stored one, and metrics after ``step`` are dropped.
 
         Raises:
-            UsageError: if there is no run, or its config differs (the first differing key is named).
+            UsageError: if there is no run, or its config differs (the first differing key is named) or was edited.
         """
         stored, wanted = read_config(path), plain(config)
         if digest(stored) != digest(wanted):
@@ -85,6 +86,10 @@ class Run:
             raise UsageError(
                 f"{path}: config changed ({_first_difference(key, stored.get(key), wanted.get(key))}); "
                 "resume with the stored config, or start a new run"
+            )
+        if digest(stored) != read_environment(path).get("config_sha256"):
+            raise UsageError(
+                f"{path / 'config.yaml'}: config changed since the run began; restore the file, or start a new run"
             )
         kept = [row for row in read_metrics(path) if row["step"] <= step]
         write_whole(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
@@ -118,6 +123,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if not (path / "config.yaml").is_file():
         raise UsageError(f"{path} is not a run directory (no config.yaml in it)")
     return read_yaml(path / "config.yaml")
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """What a run started on, with the hash of its config.
+
+    Raises:
+        PolicydistError: if it cannot be read.
+    """
+    try:
+        return dict(json.loads((path / "environment.json").read_text()))
+    except (OSError, ValueError) as problem:
+        raise PolicydistError(f"{path / 'environment.json'} cannot be read ({problem}); start a new run") from None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

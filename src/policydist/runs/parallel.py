@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
+from policydist.errors import UsageError
+
 
 def one_thread() -> None:
     """Restrict this process to one computing thread, so that as many processes as cores do not fight for them."""
@@ -27,7 +29,14 @@ def run_jobs(
     """Yield (number of the job, its result) as jobs finish; ``tick`` is called about twice a second meanwhile.
 
     ``function`` must be importable by name. An interruption, or an error in one job, cancels the jobs not yet begun.
+
+    Raises:
+        UsageError: for ``workers`` below one.
     """
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}; it must be at least 1")
+    if not jobs:
+        return
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
