@@ -17,7 +17,7 @@ from policydist.errors import UsageError, nearest
 def papers(family: str | None, words: str, as_json: bool) -> int:
     """List the papers that match."""
     verdicts = record.verdicts()
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "slug": paper.slug, "title": paper.title, "arxiv": paper.arxiv, "family": paper.family,
             "implemented": catalog.implemented(paper.slug), "verdict": verdicts.get(paper.slug),

@@ -183,9 +183,9 @@ COMMANDS: dict[str, type] = {
 
 def parse(words: Sequence[str] | None) -> Any:
     """The command that was typed."""
-    union = Annotated[Papers, subcommand("papers")]
+    union: Any = Annotated[Papers, subcommand("papers")]
     for name, command in list(COMMANDS.items())[1:]:
-        union = union | Annotated[command, subcommand(name)]  # type: ignore[assignment]
+        union = union | Annotated[command, subcommand(name)]
     return tyro.cli(
         union,
         args=words,
@@ -211,6 +211,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        print(f"policydist: {where}{problem.strerror or problem}; check permissions and free space", file=sys.stderr)
+        return 1
 
 
 def script() -> None:

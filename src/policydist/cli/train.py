@@ -71,9 +71,15 @@ def train(asked: Train) -> int:
         raise UsageError("give a method to train, or --resume with a run directory (one of the two)")
     if asked.slug is not None:
         check_slug(asked.slug)
+    for name in ("task", "model", "steps", "config", "out"):
+        if asked.resume is not None and getattr(asked, name) is not None:
+            raise UsageError(f"--resume goes on with the run's stored config; leave out --{name}, or start a new run")
     config = read_yaml(asked.config) if asked.config else None
+    from transformers.utils import logging
+
     from policydist.language import experiment
 
+    logging.disable_progress_bar()  # a bar of the training is shown; those of reading and writing weights would break it
     console = Console(stderr=True, soft_wrap=True)
     monitor = Monitor(console)
     with ExitStack() as stack:

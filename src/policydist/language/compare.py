@@ -103,12 +103,15 @@ def _seeded(config: RunConfig, seed: int) -> RunConfig:
 
 def _check_folder(jobs: Sequence[tuple[RunConfig, Path]]) -> None:
     for config, folder in jobs:
-        if folder.exists() and digest(read_config(folder)) != digest(plain(config)):
+        if folder.is_dir() and any(folder.iterdir()) and digest(read_config(folder)) != digest(plain(config)):
             raise UsageError(f"{folder} holds a run with other settings; give another --out")
 
 
 def run_one(config: RunConfig, folder: Path) -> None:
     """One run in a worker: finished ones are left alone, interrupted ones go on, others start."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # several workers share the terminal with the bars of the comparison
     if folder.exists():
         if read_status(folder)["state"] == "finished":
             return
