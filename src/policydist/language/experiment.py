@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -17,11 +17,26 @@ from policydist.language.evaluate import Evaluation
 from policydist.language.prompts import TextPrompts
 from policydist.language.recipe import Recipe, Setting
 from policydist.language.trainer import Row, TrainConfig, Trainer
-from policydist.language.types import Policy, Sampling
+from policydist.language.types import Sampling
 from policydist.language.world import World
 from policydist.runs import checkpoint
 from policydist.runs.config import assign, build, plain
 from policydist.runs.directory import Run, fresh_name, read_config, read_metrics, write_whole
+
+if TYPE_CHECKING:
+    from policydist.language.policies.hf import TransformersPolicy
+
+
+def at_least_one(section: str, config: Any, *names: str) -> None:
+    """Refuse counts below one; None stands for a default found later.
+
+    Raises:
+        UsageError: naming section, setting and value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{section}.{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -45,11 +60,16 @@ class ModelConfig:
     and backward passes under autocast (GPU)."""
 
     name: str = "embedded"
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["no", "bf16"] = "no"
     lora_rank: int = 0
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise UsageError(f"model.lora_rank is {self.lora_rank}; it must be 0 (train all weights) or positive")
+        at_least_one("model", self, "lora_alpha")
 
 
 @dataclass(frozen=True)
@@ -65,18 +85,27 @@ class RolloutConfig:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "samples"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one("rollout", self, "prompts", "samples", "max_new_tokens", "max_prompt_tokens")
+        if not self.temperature >= 0:
+            raise UsageError(f"rollout.temperature is {self.temperature}; it must be 0 (greedy) or positive")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"rollout.top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.top_k < 0:
+            raise UsageError(f"rollout.top_k is {self.top_k}; it must be 0 (all tokens) or positive")
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation on the task's test rows, every ``train.eval_every`` steps and at the end."""
+    """Evaluation on the task's test rows before the first step, every ``train.eval_every`` steps (0: never) and at the end."""
 
     rows: int = 128
     samples: int = 4
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least_one("eval", self, "rows", "samples")
+        if not self.temperature >= 0:
+            raise UsageError(f"eval.temperature is {self.temperature}; it must be 0 (greedy) or positive")
 
 
 @dataclass(frozen=True)
@@ -109,8 +138,8 @@ def configure(method: str, data: Mapping[str, Any] | None = None, words: Sequenc
     stated = settings.pop("method", method)
     if stated != method:
         raise UsageError(f"the config is for method {stated}, not {method}")
-    assign(settings, words, {**SECTIONS, "knobs": knobs})
-    typed = build(knobs, settings.pop("knobs", None) or {}, "knobs")
+    assign(settings, words, {**SECTIONS, "knobs": knobs}, top=("trackers",))
+    typed: Any = build(knobs, settings.pop("knobs", None) or {}, "knobs")
     return replace(build(RunConfig, {"method": method, "knobs": None, **settings}), knobs=typed)
 
 
@@ -120,7 +149,7 @@ class Outcome:
 
     path: Path
     metrics: list[Row]
-    policy: Policy
+    policy: TransformersPolicy
 
     @property
     def final(self) -> dict[str, float]:
@@ -133,7 +162,7 @@ class Outcome:
 class Parts:
     """What a config stands for, loaded: the policy, the recipe and the evaluation."""
 
-    policy: Policy
+    policy: TransformersPolicy
     recipe: Recipe
     evaluation: Evaluation
 
@@ -167,9 +196,10 @@ def assemble(config: RunConfig, world: World) -> Parts:
         top_p=rollout.top_p,
         top_k=rollout.top_k,
     )
-    source = TextPrompts(task.train, policy.tokenizer, rollout.max_prompt_tokens)
+    room = prompt_room(policy.context, sampling.max_new_tokens, rollout.max_prompt_tokens)
+    source = TextPrompts(task.train, policy.tokenizer, room)
     setting = Setting(source, judge, sampling, rollout.prompts, rollout.samples)
-    held_out = TextPrompts(task.test, policy.tokenizer, rollout.max_prompt_tokens)
+    held_out = TextPrompts(task.test, policy.tokenizer, room)
     evaluation = Evaluation(
         held_out, judge, replace(sampling, temperature=config.eval.temperature, top_p=1.0, top_k=0),
         config.eval.rows, config.eval.samples,
@@ -178,10 +208,28 @@ def assemble(config: RunConfig, world: World) -> Parts:
     return Parts(policy, methods.load(config.method).build(config.knobs, setting), evaluation)
 
 
+def prompt_room(context: int | None, new_tokens: int, limit: int) -> int:
+    """How many tokens a prompt may have, so that it and the response fit into the model's context.
+
+    Raises:
+        UsageError: if the response alone fills the context.
+    """
+    if context is None:
+        return limit
+    if new_tokens >= context:
+        raise UsageError(
+            f"rollout.max_new_tokens {new_tokens} leaves no room for a prompt in the model's context of {context}; lower it"
+        )
+    return min(limit, context - new_tokens)
+
+
 def make_world(config: RunConfig, folder: Path) -> World:
     """The processes this run was launched with (``accelerate launch`` starts several), and its trackers."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    if config.model.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("model.device is cuda, but there is no GPU that torch can use; set it to auto or cpu")
     for name in config.trackers:
         if name not in ("tensorboard", "wandb", "trackio"):
             raise UsageError(f"no tracker {name}; there are tensorboard, wandb and trackio")
@@ -189,6 +237,9 @@ def make_world(config: RunConfig, folder: Path) -> World:
             __import__(name)
         except ImportError:
             raise MissingExtraError(name, name) from None
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # accelerate keeps the first run's device and precision for the whole process and refuses others.
+        AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         mixed_precision=config.model.precision,
         cpu=config.model.device == "cpu",
@@ -251,9 +302,11 @@ def resume(
         PolicydistError: the checkpoint is damaged.
     """
     path = Path(path)
-    chosen = path if path.name.startswith("step-") else None
+    chosen = path.resolve() if path.name.startswith("step-") else None
     folder = path.parent.parent if chosen else path
     stored = read_config(folder)
+    if "method" not in stored:
+        raise UsageError(f"{folder / 'config.yaml'} names no method; it is not the config of a training run")
     config = configure(stored["method"], stored, settings)
     point = chosen or checkpoint.newest(folder / "checkpoints")
     step = checkpoint.load(point)[2]["step"]

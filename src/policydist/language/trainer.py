@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError
+from policydist.language.credits import rewards_of
 from policydist.language.recipe import Context, Norm, Recipe
 from policydist.language.types import Policy, Rollouts
 from policydist.language.world import World
@@ -54,9 +55,20 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "updates", "epochs", "micro_tokens"):
+        for name in ("steps", "updates", "epochs", "micro_tokens", "keep"):
             if getattr(self, name) < 1:
                 raise UsageError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in (
+            "warmup",
+            "token_budget",
+            "second_budget",
+            "eval_every",
+            "save_every",
+            "grad_clip",
+            "weight_decay",
+        ):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"train.{name} is {getattr(self, name)}; it must not be negative")
         if not self.lr > 0:
             raise UsageError(f"train.lr is {self.lr}; it must be positive")
 
@@ -178,7 +190,7 @@ class Trainer:
         """
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise PolicydistError(self.report_failure(batch, loss, norm))
+            raise PolicydistError(self.report_failure(batch, loss, norm))  # the same on all processes
         self.optimiser.step()
         self.schedule.step()
         return norm
@@ -188,7 +200,8 @@ class Trainer:
         if self.run is None:
             return text
         file = self.run.path / f"failed-batch-step-{self.done + 1}.safetensors"
-        save_file({name: tensor.cpu().clone() for name, tensor in batch.tensors().items()}, file)
+        if self.ctx.world.main:
+            save_file({name: tensor.cpu().clone() for name, tensor in batch.tensors().items()}, file)
         good = checkpoint.complete(self.run.path / "checkpoints")
         last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
         return f"{text}. Batch: {file}; {last}. Lower train.lr or train.grad_clip"
@@ -202,7 +215,7 @@ class Trainer:
         with self.interruptible():
             if self.done == 0 and self.evaluate and self.config.eval_every:
                 self.record({"step": 0, **self.evaluate(self.ctx)})
-            while not self.finished and not self.stopping:
+            while not self.finished and not self.interrupted:
                 row = self.step()
                 if self.evaluate and self.config.eval_every and self.due(self.config.eval_every):
                     row |= self.evaluate(self.ctx)
@@ -210,7 +223,7 @@ class Trainer:
                 rows.append(row)
                 if self.run and self.due(self.config.save_every):
                     self.save()
-        if self.stopping:
+        if self.interrupted:
             self.save("interrupted")
             raise KeyboardInterrupt
         return rows
@@ -222,6 +235,11 @@ class Trainer:
         late = bool(config.second_budget) and self.ctx.world.gather(self.seconds)[0] >= config.second_budget
         spent = bool(config.token_budget) and self.ctx.generated >= config.token_budget
         return self.done >= config.steps or spent or late
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C reached any process: they stop after the same step."""
+        return any(self.ctx.world.gather(self.stopping))
 
     def due(self, every: int) -> bool:
         return self.finished or (every > 0 and self.done % every == 0)
@@ -258,7 +276,7 @@ class Trainer:
         """Write a checkpoint of everything that the next step depends on."""
         if self.run is None or not self.ctx.world.main:
             return
-        weights = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        weights: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
         parts = {name: part.state_dict() for name, part in self.stateful().items()}
         extra = {
             "entropy": self.ctx.entropy, "generated": self.ctx.generated, "seconds": self.seconds,
@@ -313,11 +331,9 @@ def timed(ctx: Context, stage: str) -> Iterator[None]:
 
 def describe(rollouts: Rollouts, ctx: Context) -> None:
     """Log rewards and lengths of the main rollouts; rows marked ``extras["auxiliary"]`` are reported apart."""
-    if rollouts.rewards is None:
-        return
     auxiliary = rollouts.extras.get("auxiliary")
     main = rollouts if auxiliary is None else rollouts.select(~auxiliary)
-    rewards, groups = main.rewards, int(main.group.max()) + 1
+    rewards, groups = rewards_of(main), int(main.group.max()) + 1
     counts = torch.zeros(groups, dtype=rewards.dtype, device=rewards.device)
     ones = counts.index_add(0, main.group, torch.ones_like(rewards))
     mean = counts.index_add(0, main.group, rewards) / ones.clamp(min=1)
@@ -330,7 +346,7 @@ def describe(rollouts: Rollouts, ctx: Context) -> None:
         if name.startswith("reward/"):
             ctx.log(name, values.mean())
     if auxiliary is not None and bool(auxiliary.any()):
-        ctx.log("reward_auxiliary", rollouts.rewards[auxiliary].mean())
+        ctx.log("reward_auxiliary", rewards_of(rollouts)[auxiliary].mean())
 
 
 def drop_idle(batch: Rollouts, ctx: Context) -> tuple[Rollouts, Row]:
