@@ -135,4 +135,5 @@ def discrete_weibull_moment(
     a = order / beta
     integral = torch.exp(order * torch.log(eta) + torch.lgamma(a) - torch.log(beta)) * torch.special.gammaincc(a, reach)
     slope = terms[..., -1] * ((order - 1) / last - beta * reach / last)
-    return (terms.sum(-1) - 0.5 * terms[..., -1] + integral - slope / 12.0).to(scale.dtype)
+    total: Tensor = terms.sum(-1) - 0.5 * terms[..., -1] + integral - slope / 12.0
+    return total.to(scale.dtype)

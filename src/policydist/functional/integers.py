@@ -204,7 +204,8 @@ def normal_log_interval(
 
 def normal_log_survival(a: Float[Tensor, "*#s"], scale: Float[Tensor, "*#s"]) -> Float[Tensor, "*s"]:
     """log P(X > a), X ~ Normal(0, scale)."""
-    return torch.special.log_ndtr(-a / scale)
+    log_tail: Tensor = torch.special.log_ndtr(-a / scale)
+    return log_tail
 
 
 def _log_erfcx(x: Tensor) -> Tensor:

@@ -130,7 +130,9 @@ class Rollouts:
 
     def map(self, change: Any) -> Rollouts:
         """Apply ``change`` to every tensor; the rows' order and count must stay the same for all of them."""
-        new = {f.name: change(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        new: dict[str, Any] = {
+            f.name: change(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
         return replace(self, **new, extras={name: change(value) for name, value in self.extras.items()})
 
     def select(self, rows: Int[Tensor, " K"] | Bool[Tensor, " N"]) -> Rollouts:
@@ -230,10 +232,8 @@ class Policy(Protocol):
     sequences finish, or on how responses are spread over processes.
     """
 
-    @property
-    def module(self) -> torch.nn.Module:
-        """The trainable module, as given to an optimiser or to ``accelerate``."""
-        ...
+    module: torch.nn.Module
+    """The trainable module, as given to an optimiser or to ``accelerate``, whose wrapper the trainer puts in its place."""
 
     @property
     def device(self) -> torch.device: ...

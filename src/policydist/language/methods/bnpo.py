@@ -6,12 +6,13 @@ Not the token-mean aggregation that TRL calls ``loss_type="bnpo"``.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from policydist.errors import PolicydistError
-from policydist.functional import bnpo_advantage, decomposed_advantage
+from policydist.functional import Aggregation, bnpo_advantage, decomposed_advantage
 from policydist.language.credits import rewards_of
 from policydist.language.methods import grpo
-from policydist.language.objectives import Aggregation, LossConfig
+from policydist.language.objectives import LossConfig
 from policydist.language.recipe import Context, Recipe, Setting, broadcast
 from policydist.language.types import Rollouts
 
@@ -53,7 +54,12 @@ class BetaCredit:
 
     def __call__(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
         config = self.config
-        options = {"r_min": config.reward_min, "r_max": config.reward_max, "ddof": config.ddof, "cap": config.cap}
+        options: dict[str, Any] = {
+            "r_min": config.reward_min,
+            "r_max": config.reward_max,
+            "ddof": config.ddof,
+            "cap": config.cap,
+        }
         if config.decompose:
             parts = {name: values for name, values in rollouts.extras.items() if name.startswith(COMPONENT)}
             if not parts:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from policydist.functional import dr_grpo_advantage
+from policydist.functional import Aggregation, dr_grpo_advantage
 from policydist.language.credits import GroupCredit
 from policydist.language.methods import grpo
-from policydist.language.objectives import Aggregation, LossConfig
+from policydist.language.objectives import LossConfig
 from policydist.language.recipe import Recipe, Setting
 
 

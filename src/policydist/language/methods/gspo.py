@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from policydist.functional import grpo_advantage
+from policydist.functional import Aggregation, grpo_advantage
 from policydist.language.credits import GroupCredit
 from policydist.language.methods import grpo
-from policydist.language.objectives import Aggregation, LossConfig, PolicyGradient
+from policydist.language.objectives import LossConfig, PolicyGradient
 from policydist.language.recipe import Recipe, Setting
 
 

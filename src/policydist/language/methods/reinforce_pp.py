@@ -28,7 +28,10 @@ class WhitenedCredit:
         rewards, mask = rewards_of(rollouts), rollouts.response_mask
         if self.config.group_baseline:
             return replace(rollouts, advantages=reinforce_pp_baseline_advantage(rewards, rollouts.group, mask))
-        advantages = reinforce_pp_advantage(at_last_token(rewards, mask), mask, gamma=self.config.gamma)
+        token_rewards = rollouts.token_rewards
+        if token_rewards is None:
+            token_rewards = at_last_token(rewards, mask)
+        advantages = reinforce_pp_advantage(token_rewards, mask, gamma=self.config.gamma)
         return replace(rollouts, advantages=advantages)
 
 

@@ -94,14 +94,14 @@ class Packed:
             outs.append(causal(q, k, v, call).transpose(1, 2).reshape(rows * width, -1))
             start = stop
         flat = outs[0] if len(outs) == 1 else torch.cat(outs)
-        picked: Tensor = _Pick.apply(flat, self.where, self.inverse, self.unused)  # type: ignore[no-untyped-call]
+        picked: Tensor = _Pick.apply(flat, self.where, self.inverse, self.unused)
         return picked.view(1, length, heads, -1)
 
     def _gather(self, tensor: Tensor) -> Tensor:
         heads, length, size = tensor.shape[1:]
         flat = tensor[0].transpose(0, 1).reshape(length, heads * size)
         uses = (self.slots, self.many, self.valid, self.once)
-        gathered: Tensor = _Gather.apply(flat, *uses)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(flat, *uses)
         return gathered.view(-1, heads, size)
 
 
