@@ -117,7 +117,7 @@ def test_train_writes_a_run_and_prints_pure_json(tiny: Any, tmp_path: Path, caps
     assert (out / "model" / "model.safetensors").is_file()
     assert (out / "checkpoints" / "step-00000002" / "manifest.json").is_file()
     assert list(out.rglob("events.out.tfevents.*"))
-    assert not [path for path in out.rglob(".*")]
+    assert not list(out.rglob(".*"))
 
     assert main(["train", "--resume", str(out)]) == 0
     text = capsys.readouterr().out

@@ -61,7 +61,7 @@ class ModelConfig:
 
     name: str = "embedded"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["fp32", "bf16"] = "fp32"
     lora_rank: int = 0
     lora_alpha: int = 32
     trust_remote_code: bool = False
@@ -241,7 +241,7 @@ def make_world(config: RunConfig, folder: Path) -> World:
         # accelerate keeps the first run's device and precision for the whole process and refuses others.
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
-        mixed_precision=config.model.precision,
+        mixed_precision="bf16" if config.model.precision == "bf16" else "no",
         cpu=config.model.device == "cpu",
         log_with=list(config.trackers) or None,
         project_dir=str(folder),
@@ -347,7 +347,8 @@ def execute(
             run.status("failed", trainer.done, error=str(problem))
         raise
     finally:
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # end_training would end the process group too, and with it a second run
+            tracker.finish()
     if world.main:
         parts.policy.save(run.path / "model")
         rows = read_metrics(run.path)

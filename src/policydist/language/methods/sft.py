@@ -22,7 +22,11 @@ class Config(LossConfig):
 
 
 class Demonstrations:
-    """Responses read from the data instead of sampled: tokens, an end token, nothing drawn."""
+    """Responses read from the data instead of sampled: tokens, an end token, nothing drawn.
+
+    Raises:
+        UsageError: for a task without text, or a row without a completion.
+    """
 
     def __init__(self, setting: Setting, column: str) -> None:
         self.setting, self.column = setting, column
@@ -30,18 +34,15 @@ class Demonstrations:
         if tokenizer is None:
             raise UsageError("sft trains on text; give it a task with completions")
         self.tokenizer = tokenizer
+        for index, item in enumerate(getattr(setting.source, "rows", ())):
+            if not isinstance(item.get(column), str):
+                raise UsageError(f"sft: row {index} has no text in column {column!r} (it has {', '.join(item)})")
 
     def __call__(self, prompts: Prompts, ctx: Context) -> Rollouts:
-        """The prompts' completions, cut at the longest response allowed.
-
-        Raises:
-            UsageError: for a row without the completion column.
-        """
+        """The prompts' completions, cut at the longest response allowed."""
         limit = self.setting.sampling.max_new_tokens
         rows = []
-        for item, index in zip(prompts.items, prompts.index.tolist(), strict=True):
-            if self.column not in item:
-                raise UsageError(f"sft: row {index} has no column {self.column!r} (it has {', '.join(item)})")
+        for item in prompts.items:
             ids = self.tokenizer(item[self.column], add_special_tokens=False)["input_ids"]
             rows.append(torch.tensor([*ids, self.tokenizer.eos_token_id][:limit]))
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
