@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import torch
 
 trl = pytest.importorskip("trl", reason="needs the trl extra")
 
-from policydist.errors import PolicydistError, UsageError  # noqa: E402
+import tiny_qwen as tiny  # noqa: E402
+
+from policydist.errors import UsageError  # noqa: E402
 from policydist.functional import bnpo_advantage  # noqa: E402
 from policydist.integrations.hosting import HostedPrompts, hosted, keep_rewards  # noqa: E402
 from policydist.integrations.trl import STATE, GRPOTrainer, Past  # noqa: E402
@@ -22,7 +26,6 @@ from policydist.language.policies.hf import TransformersPolicy  # noqa: E402
 from policydist.language.recipe import Setting  # noqa: E402
 from policydist.language.trainer import TrainConfig, Trainer  # noqa: E402
 from policydist.language.types import Rollouts, Sampling  # noqa: E402
-import tiny_qwen as tiny  # noqa: E402
 
 LENGTH = 8
 RATE = 0.05
@@ -119,5 +122,153 @@ def test_training_through_trl_is_training_by_our_own_trainer(
         own.policy.model.named_parameters(), host.model.parameters(), tiny.model().parameters(), strict=True
     ):
         torch.testing.assert_close(mine, theirs, atol=3e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-        moved += float((mine - start).abs().sum())
+        moved += float((mine - start).detach().abs().sum())
     assert moved > 0.01
+
+
+def test_a_kl_penalty_takes_trls_reference_model(tmp_path: Path) -> None:
+    """The reference is read from disk by TRL, copied in memory by our trainer; both must give the same step."""
+    tiny.model().save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    knobs = {"kl_coef": 0.3, "dual_clip": None}
+    host = trained(tmp_path / "out", "grpo", knobs, model=str(tmp_path / "model"))
+    own = ours("grpo", knobs)
+    for seen in host.seen:
+        own.update(replace(seen.ordered, old_logprobs=None, extras={}))
+    logged = [row for row in host.state.log_history if "loss" in row]
+    assert own.ctx.metrics["loss"] == pytest.approx(logged[-1]["loss"], abs=2e-6)
+    assert own.ctx.metrics["kl"] == pytest.approx(logged[-1]["policydist/kl"], abs=2e-6)
+    assert logged[-1]["policydist/kl"] > 1e-4
+    for mine, theirs in zip(own.policy.model.parameters(), host.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=3e-6, rtol=1e-4)
+
+
+def native(path: Path, **changes: Any) -> Any:
+    trainer = trl.GRPOTrainer(
+        tiny.model(), tiny.has_a, settings(path, **changes), tiny.dataset(), processing_class=tiny.tokenizer()
+    )
+    trainer.train()
+    return trainer
+
+
+def test_grpo_is_trls_own_grpo_and_bnpo_is_not_trls_bnpo(tmp_path: Path) -> None:
+    changes = {"max_steps": 2, "num_iterations": 2, "epsilon": 0.2}
+    theirs = native(tmp_path, loss_type="dapo", **changes)
+    mine = trained(tmp_path, "grpo", {"eps": 1e-4}, **changes)
+    for one, other in zip(mine.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-4)
+    named_alike = native(tmp_path, loss_type="bnpo", **changes)
+    beta = trained(tmp_path, "bnpo", **changes)
+    gap = torch.tensor(list(beta._logs["advantages"])) - torch.tensor(list(named_alike._logs["advantages"]))
+    assert float(gap.abs().max()) > 0.1
+    seen = beta.seen[0]
+    expected, _ = bnpo_advantage(seen.judged.rewards, seen.judged.group)
+    torch.testing.assert_close(torch.tensor(list(beta._logs["advantages"])), expected)
+    alike = torch.tensor(list(named_alike._logs["advantages"]))
+    torch.testing.assert_close(alike, torch.tensor(list(theirs._logs["advantages"])))
+
+
+def test_completions_without_reward_do_not_count(tmp_path: Path) -> None:
+    def silent_on_b(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None if text.startswith("b") else float("a" in text) for text in completions]
+
+    host = trained(tmp_path, "rloo", reward_funcs=silent_on_b, max_steps=1)
+    seen = host.seen[0]
+    silent = torch.tensor([text.startswith("b") for text in host._logs["completion"]])
+    assert 0 < int(silent.sum()) < len(silent)
+    advantages = seen.credited.advantages
+    assert bool((advantages[silent] == 0).all())
+    for g in seen.judged.group.unique():
+        rows = (seen.judged.group == g) & ~silent
+        rewards, n = seen.judged.rewards[rows], int(rows.sum())
+        expected = (rewards - rewards.mean()) * n / max(n - 1, 1)
+        torch.testing.assert_close(advantages[rows][:, 0], expected * seen.judged.response_mask[rows][:, 0])
+
+
+def test_decomposed_bnpo_sees_each_reward_function(tmp_path: Path) -> None:
+    rewards = [tiny.has_a, tiny.short]
+    host = trained(tmp_path, "bnpo", {"decompose": True}, reward_funcs=rewards, max_steps=1)
+    seen = host.seen[0]
+    parts = [bnpo_advantage(seen.judged.extras[f"reward/{f.__name__}"], seen.judged.group)[0] for f in rewards]
+    expected = (sum(parts) / 2).unsqueeze(1) * seen.judged.response_mask
+    torch.testing.assert_close(seen.credited.advantages, expected)
+
+    def sometimes(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None if text.startswith("b") else 1.0 for text in completions]
+
+    with pytest.raises(UsageError, match="every reward function must score every completion"):
+        trained(tmp_path, "bnpo", {"decompose": True}, reward_funcs=[tiny.has_a, sometimes], max_steps=1)
+
+
+def test_dcpos_entropy_survives_a_resume(tmp_path: Path) -> None:
+    changes = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    first = trained(tmp_path, "dcpo", **changes)
+    saved = Past(**json.loads((tmp_path / "checkpoint-1" / STATE).read_text())).settled()
+    assert saved.entropy == pytest.approx(first.state.log_history[0]["policydist/entropy"], rel=1e-5)
+    second = Watched(
+        tiny.model(), tiny.has_a, settings(tmp_path, **{**changes, "max_steps": 2}), tiny.dataset(),
+        processing_class=tiny.tokenizer(), method="dcpo",
+    )  # fmt: skip
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    row = next(row for row in reversed(second.state.log_history) if "policydist/dcpo/entropy" in row)
+    assert row["policydist/dcpo/entropy"] == pytest.approx(saved.entropy)
+    assert len(second.seen) == 1
+
+
+REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("aepo", {}, {}, "aepo cannot run inside TRL: it needs a second, hotter or colder, sampling pass"),
+    ("ppo", {}, {}, "a value head"),
+    ("sft", {}, {}, "responses from the data"),
+    ("dapo", {}, {}, "dynamic sampling"),
+    ("bnpoo", {}, {}, "did you mean bnpo"),
+    ("bnpo", {"cup": 1.0}, {}, "cap"),
+    ("grpo", {}, {"epsilon": 0.3}, "clip_low"),
+    ("grpo", {}, {"beta": 0.1}, "kl_coef"),
+    ("bnpo", {}, {"loss_type": "bnpo"}, "aggregation"),
+    ("bnpo", {}, {"scale_rewards": "batch"}, "leave it at 'group'"),
+    ("gspo", {}, {"importance_sampling_level": "sequence"}, "gspo decides it"),
+    ("dcpo", {}, {"temperature": 0.9}, "temperature 1"),
+]
+
+
+@pytest.mark.parametrize(("method", "knobs", "changes", "words"), REFUSED)
+def test_what_would_be_wrong_or_ignored_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, method: str, knobs: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        GRPOTrainer("no/such-model", tiny.has_a, settings(tmp_path, **changes), method=method, knobs=knobs)
+
+
+def test_every_method_is_taken_or_refused_with_its_reason() -> None:
+    refused = {}
+    for name in methods.names():
+        try:
+            hosted(name, {"dynamic_sampling": False} if name == "dapo" else {}, "TRL", LENGTH)
+        except UsageError as refusal:
+            refused[name] = str(refusal)
+    assert all(text.startswith(f"{name} cannot run inside TRL") for name, text in refused.items())
+    assert {"aepo", "ppo", "sft"} <= refused.keys()
+    taken = {"bnpo", "dapo", "dcpo", "dr_grpo", "gspo", "grpo", "reinforce", "reinforce_pp", "rloo"}
+    assert not taken & refused.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dcpo"])
+def test_two_processes_train_as_one(tmp_path: Path, method: str) -> None:
+    """Two gloo processes with unequal completions each; our trainer, in this one, on what they sampled together."""
+    worker = Path(__file__).with_name("trl_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(worker)]
+    done = subprocess.run([*command, method, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "seen.pt", weights_only=False)
+    own = ours(method, {})
+    for seen, loss in zip(found["seen"], found["losses"], strict=True):
+        own.ctx.metrics = {}
+        credited = own.recipe.credit(seen.judged, own.ctx)
+        torch.testing.assert_close(seen.credited.advantages, credited.advantages, atol=2e-6, rtol=1e-5)
+        own.update(credited)
+        assert own.ctx.metrics["loss"] == pytest.approx(loss, abs=3e-6)
+    assert len(seen.judged) == 16
+    state = own.policy.model.state_dict()
+    for name, theirs in found["weights"].items():
+        torch.testing.assert_close(state[name], theirs, atol=5e-6, rtol=1e-4)
