@@ -94,9 +94,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: if the file is absent, not YAML (with the line), or not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise UsageError(f"cannot read config {path}: {problem.strerror}") from None
+    except UnicodeDecodeError as problem:
+        raise UsageError(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start})") from None
     except yaml.YAMLError as problem:
         line = getattr(getattr(problem, "problem_mark", None), "line", 0) + 1
         raise UsageError(f"{path}, line {line}: not valid YAML ({getattr(problem, 'problem', problem)})") from None

@@ -1,0 +1,63 @@
+"""Random streams by name, and jobs in worker processes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policydist.errors import MissingExtraError, UsageError
+from policydist.runs import seeds
+from policydist.runs.parallel import run_jobs
+
+names = st.lists(
+    st.text(st.characters(exclude_characters="/", codec="utf-8")) | st.integers(0, 99), min_size=1, max_size=3
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**31), st.integers(0, 2**31), names, names)
+def test_streams_differ_exactly_when_seed_or_name_do(first: int, second: int, one: list[Any], two: list[Any]) -> None:
+    same = (first, [str(name) for name in one]) == (second, [str(name) for name in two])
+    a, b = seeds.derive(first, *one), seeds.derive(second, *two)
+    assert (a == b) == same
+    assert 0 <= a < 2**63
+    draws = [
+        torch.rand(4, generator=seeds.torch_generator(seed, *name)) for seed, name in ((first, one), (second, two))
+    ]
+    assert torch.equal(*draws) == same
+
+
+def test_streams_are_the_same_on_every_machine() -> None:
+    assert seeds.derive(0) == 0x5FECEB66FFC86F38 >> 1  # SHA-256 of "0"
+    assert seeds.derive(7, "epoch", 3) == 0x83A8BFB2C6481E01 >> 1
+    one, two = (seeds.numpy_generator(3, name).random(1000) for name in ("a", "b"))
+    assert abs(float(((one - 0.5) * (two - 0.5)).mean())) < 5 / 12 / 1000**0.5
+
+
+def work(number: int, fail: bool = False) -> tuple[int, str, int]:
+    if fail:
+        raise MissingExtraError("reasoning_gym", "tasks")
+    return number * number, os.environ["OMP_NUM_THREADS"], torch.get_num_threads()
+
+
+@pytest.mark.slow
+def test_jobs_come_back_under_their_number_and_errors_keep_their_class() -> None:
+    ticks: list[int] = []
+    found = dict(run_jobs(work, [(n,) for n in range(5)], workers=2, tick=lambda: ticks.append(1)))
+    assert found == {n: (n * n, "1", 1) for n in range(5)}
+    assert ticks
+    with pytest.raises(
+        MissingExtraError, match=r"reasoning_gym is not installed: run pip install 'policydist\[tasks\]'"
+    ):
+        list(run_jobs(work, [(1, True)], workers=1))
+
+
+def test_no_jobs_and_no_workers() -> None:
+    assert list(run_jobs(work, [])) == []
+    with pytest.raises(UsageError, match="workers is 0"):
+        list(run_jobs(work, [(1,)], workers=0))
