@@ -9,33 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from at_work import FAST, trained, trainer, weights
 from policydist.errors import PolicydistError, UsageError
 from policydist.functional import aggregate, clipped_surrogate, grpo_advantage
-from policydist.language import methods
-from policydist.language.methods.aepo import AuxiliarySampler, MixedCredit
 from policydist.language.recipe import Context, Norm, Setting, Shuffled
-from policydist.language.trainer import TrainConfig, Trainer, drop_idle, micro_batches
-from policydist.language.worlds import LinearBandit, ModularSum, run
+from policydist.language.trainer import TrainConfig, drop_idle, micro_batches
+from policydist.language.worlds import ModularSum, run
 from policydist.runs import checkpoint
 from policydist.runs.directory import Run, read_metrics, read_status
-
-FAST = TrainConfig(steps=4, lr=8.0, optimiser="sgd", grad_clip=0, seed=3)
-
-
-def weights(world: Any) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in world.policy.module.parameters()])
-
-
-def trained(slug: str, config: TrainConfig = FAST, seed: int = 1, samples: int = 8, **knobs: Any) -> torch.Tensor:
-    world = ModularSum.draw(seed, prompts=12)
-    run(slug, knobs, world.policy, world.setting(6, samples), config)
-    return weights(world)
-
-
-def trainer(slug: str, config: TrainConfig, run: Run | None = None, seed: int = 1, **knobs: Any) -> Trainer:
-    world = ModularSum.draw(seed, prompts=12)
-    method = methods.load(slug)
-    return Trainer(world.policy, method.build(method.Config(**knobs), world.setting(6, 8)), config, run=run)
 
 
 def test_one_grpo_step_is_the_formula_written_out() -> None:
@@ -108,136 +89,6 @@ def test_idle_rows_are_those_without_any_advantage() -> None:
 # --- methods -------------------------------------------------------------------------------------------------------
 
 
-def test_dcpo_without_an_entropy_error_is_grpo() -> None:
-    # Before the first update the entropy signal is 0, so a target of 0 leaves no error in step 1.
-    config = replace(FAST, steps=1)
-    torch.testing.assert_close(trained("dcpo", config, target_entropy=0.0, dual_clip=None), trained("grpo", config))
-
-
-def test_dcpo_at_temperature_one_differs_from_grpo_only_by_the_indicator() -> None:
-    same = trained("dcpo", target_entropy=0.7, high=1.0, low=1.0, reweight=True)
-    torch.testing.assert_close(same, trained("dcpo", target_entropy=0.7, reweight=False))
-    assert not torch.allclose(same, trained("dcpo", target_entropy=0.7, high=2.0, low=0.5))
-
-
-def test_dcpo_uses_the_previous_updates_entropy_and_the_high_temperature_first() -> None:
-    work = trainer("dcpo", FAST, target_entropy=0.5)
-    first, second = work.step(), work.step()
-    assert first["dcpo/entropy"] == 0.0
-    assert first["dcpo/temperature"] == 1.2
-    assert second["dcpo/entropy"] == first["entropy"]
-    assert second["dcpo/temperature"] == 0.8  # an untrained table is above 0.5 nats
-
-
-def test_dcpo_without_a_correct_sample_is_a_plain_step_or_an_error() -> None:
-    work = trainer("dcpo", FAST, target_entropy=0.5, threshold=2.0)
-    row = work.step()
-    assert row["dcpo/alpha"] == 0.0
-    assert row["dcpo/correct"] == 0.0
-    with pytest.raises(PolicydistError, match=r"step 1 is correct.*on_no_correct=skip"):
-        trainer("dcpo", FAST, threshold=2.0, on_no_correct="raise").step()
-
-
-def test_dcpo_rewards_correct_samples_of_solved_groups() -> None:
-    work = trainer("dcpo", FAST, target_entropy=0.5)
-    object.__setattr__(work.recipe, "judge", lambda r, ctx: replace(r, rewards=torch.ones(len(r))))
-    assert work.step()["grad_norm"] > 0  # GRPO's advantage is zero everywhere
-
-
-def test_aepo_without_a_budget_is_grpo() -> None:
-    torch.testing.assert_close(trained("aepo", budget=0, dual_clip=None), trained("grpo"))
-
-
-def aepo_parts(**knobs: Any) -> tuple[Context, Any, Any]:
-    world = ModularSum.draw(2, prompts=12)
-    method = methods.load("aepo")
-    config = method.Config(**knobs)
-    setting = world.setting(8, 8)
-    ctx = Context(world.policy, 0)
-    rollouts = AuxiliarySampler(config, setting)(Shuffled(setting.source, 8, 8).select(ctx), ctx)
-    return ctx, world.judge(rollouts, ctx), MixedCredit(config)
-
-
-def test_aepo_samples_the_first_quarter_again_in_groups_of_their_own() -> None:
-    _, rollouts, _ = aepo_parts()
-    auxiliary = rollouts.extras["auxiliary"]
-    assert int(auxiliary.sum()) == 16
-    assert set(rollouts.group[auxiliary].tolist()) == {8, 9}
-    main_first = rollouts.prompt_ids[:16]
-    assert torch.equal(rollouts.prompt_ids[auxiliary], main_first)
-    assert rollouts.old_logprobs is None  # taken anew at temperature 1, never at the sampling temperature
-
-
-def test_aepo_replaces_the_first_main_responses_by_correct_auxiliary_ones() -> None:
-    ctx, rollouts, credit = aepo_parts(budget=3)
-    final = credit(rollouts, ctx)
-    assert len(final) == 64
-    assert final.extras["auxiliary"].tolist() == [True] * 3 + [False] * 61
-    assert bool((final.advantages[:3] == 1).all())
-    assert bool((final.rewards[:3] == 1).all())
-    main = rollouts.select(~rollouts.extras["auxiliary"])
-    assert torch.equal(final.response_ids[3:], main.response_ids[3:])
-    before = grpo_advantage(rollouts.rewards, rollouts.group)[3:64]
-    torch.testing.assert_close(final.advantages[3:, 0], before)  # not renormalised after dropping
-
-
-def test_aepo_halves_the_count_above_the_target_and_not_at_it() -> None:
-    ctx, rollouts, credit = aepo_parts(budget=3, target_entropy=0.5)
-    ctx.metrics["aepo/entropy"] = 0.5
-    credit(rollouts, ctx)
-    assert ctx.metrics["aepo/kept"] == 3
-    ctx.metrics["aepo/entropy"] = 0.51
-    credit(rollouts, ctx)
-    assert ctx.metrics["aepo/kept"] == 1
-
-
-def test_aepo_takes_nothing_from_pure_auxiliary_groups() -> None:
-    ctx, rollouts, credit = aepo_parts()
-    solved = torch.where(rollouts.extras["auxiliary"], torch.ones(()), rollouts.rewards)
-    final = credit(replace(rollouts, rewards=solved), ctx)
-    assert ctx.metrics["aepo/kept"] == 0
-    assert not bool(final.extras["auxiliary"].any())
-
-
-def test_aepo_with_an_explicit_alpha_is_the_sum_of_two_token_means() -> None:
-    ctx, rollouts, credit = aepo_parts(mode="explicit_alpha", alpha=0.3)
-    final = credit(rollouts, ctx)
-    logp = ctx.policy.score(final).logprobs
-    loss = aggregate(-final.advantages * logp, final.response_mask, "token-mean")
-    auxiliary = final.extras["auxiliary"]
-    main, second = final.select(~auxiliary), final.select(auxiliary)
-    plain = grpo_advantage(main.rewards, main.group).unsqueeze(1)
-    expected = aggregate(-plain * ctx.policy.score(main).logprobs, main.response_mask, "token-mean")
-    pulled = aggregate(
-        -second.rewards.unsqueeze(1) * ctx.policy.score(second).logprobs, second.response_mask, "token-mean"
-    )
-    torch.testing.assert_close(loss, expected + 0.3 * pulled)
-
-
-def test_aepo_reports_auxiliary_rewards_apart() -> None:
-    row = trainer("aepo", FAST, target_entropy=9.0).step()
-    assert {"reward", "reward_auxiliary"} <= row.keys()
-
-
-def test_bnpo_without_spread_of_success_rates_is_reinforce() -> None:
-    world = LinearBandit.best_answer(0, contexts=64)
-    method = methods.load("bnpo")
-    work = Trainer(world.policy, method.build(method.Config(), world.setting(8, 4)), replace(FAST, steps=1))
-    object.__setattr__(work.recipe, "judge", lambda r, ctx: replace(r, rewards=(torch.arange(len(r)) % 2).float()))
-    row = work.step()
-    assert row["beta/alpha"] == row["beta/beta"] == 1.0
-    assert row["advantage_max"] == 0.5
-
-
-def test_bnpo_decomposes_by_reward_component() -> None:
-    world = LinearBandit.best_answer(0, contexts=64).with_parity()
-    rows = run("bnpo", {"decompose": True}, world.policy, world.setting(16, 8), replace(FAST, steps=1))
-    assert rows[0]["beta/accuracy/alpha"] != rows[0]["beta/parity/alpha"]
-    plain = LinearBandit.best_answer(0, contexts=64)
-    with pytest.raises(PolicydistError, match="several reward components"):
-        run("bnpo", {"decompose": True}, plain.policy, plain.setting(16, 8), FAST)
-
-
 def test_dapo_keeps_only_mixed_groups_and_says_when_it_cannot() -> None:
     work = trainer("dapo", FAST)
     assert work.step()["effective_groups"] == 1.0
@@ -247,7 +98,10 @@ def test_dapo_keeps_only_mixed_groups_and_says_when_it_cannot() -> None:
 
 
 def test_gspo_and_ppo_take_several_updates_and_learn() -> None:
-    for slug, knobs in (("gspo", {"clip_low": 0.02, "clip_high": 0.02}), ("ppo", {"clip_low": 0.05, "clip_high": 0.05})):
+    for slug, knobs in (
+        ("gspo", {"clip_low": 0.02, "clip_high": 0.02}),
+        ("ppo", {"clip_low": 0.05, "clip_high": 0.05}),
+    ):
         world = ModularSum.draw(0, prompts=12)
         config = replace(FAST, steps=60, lr=0.1, optimiser="adamw", updates=2)
         before = world.accuracy()
