@@ -1,0 +1,10 @@
+"""The small language model that comes with the package: partly able on every procedural task, and quick to improve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def path() -> Path:
+    """The directory of the shipped model: configuration, safetensors, tokenizer, training log and model card."""
+    return Path(__file__).parent / "model"
