@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_models import VOCAB, policy, prompts, rollouts, tiny, tokenizer, uniforms
 
-from policydist.errors import UsageError
+from policydist.errors import PolicydistError, UsageError
 from policydist.language.policies.hf import TransformersPolicy
 from policydist.language.policies.linear import LinearPolicy
 from policydist.language.policies.loading import Lora, load_policy
@@ -112,6 +112,14 @@ def test_the_model_still_generates_by_itself() -> None:
     options = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": 1, "pad_token_id": 0}
     expected = tiny("gemma2").generate(ids, attention_mask=mask, **options)
     assert torch.equal(model.model.generate(ids, attention_mask=mask, **options), expected)
+
+
+def test_a_shared_configuration_is_noticed() -> None:
+    model = policy()
+    rows = rollouts(model.generate(prompts(), Sampling(max_new_tokens=4), uniforms()))
+    model.model.config._attn_implementation = "sdpa"
+    with pytest.raises(PolicydistError, match="share its configuration"):
+        model.score(rows)
 
 
 def _no_config(path: Path) -> None:

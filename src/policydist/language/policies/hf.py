@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from policydist.errors import UsageError
+from policydist.errors import PolicydistError, UsageError
 from policydist.language.generation import Decoder, decode
 from policydist.language.policies import attention
 from policydist.language.policies.cache import CachedDecoder
@@ -37,12 +37,18 @@ class LanguageModule(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model: Any = model
+        self.config: Any = model.config.get_text_config()
         self.value_head: nn.Linear | None = None
         silence_dropout(model)
 
     def run(self, ids: Tensor, positions: Tensor, plan: attention.Plan, keep: Tensor | int) -> Tensor:
         """Logits at ``keep`` under an attention plan. The mask is a placeholder: the plan alone decides who sees
         whom."""
+        if self.config._attn_implementation != attention.NAME:
+            raise PolicydistError(
+                f"the model's attention was switched to {self.config._attn_implementation!r} after the policy was made "
+                "(does another model share its configuration object?): give each model a configuration of its own"
+            )
         nothing = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
         out = self.model(
             input_ids=ids,
