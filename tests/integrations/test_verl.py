@@ -95,7 +95,7 @@ def test_grpo_dr_grpo_and_rloo_are_verls(seed: int) -> None:
             b.token_rewards.clone(), b.mask, b.uid, norm_adv_by_std_in_grpo=scaled
         )
         # verl's mean of equal rewards is off by one rounding, which its division by 1e-6 makes visible
-        close(over_tokens(mine, b.mask), theirs, atol=5e-2 if scaled else 2e-6)
+        close(over_tokens(mine, b.mask), theirs, atol=0.2 if scaled else 2e-6)
         spread = b.group != 2
         close(over_tokens(mine, b.mask)[spread], theirs[spread], atol=2e-5)
     theirs, _ = core_algos.compute_rloo_outcome_advantage(b.token_rewards.clone(), b.mask, b.uid)

@@ -50,7 +50,7 @@ def hosted(method: str, knobs: Mapping[str, Any], host: str, max_new_tokens: int
     module = methods.load(method)
     if method in NEEDS:
         raise UsageError(f"{method} cannot run inside {host}: it needs {NEEDS[method]}. Use policydist train {method}")
-    config = configs.build(module.Config, knobs, "knobs")
+    config: Any = configs.build(module.Config, knobs, "knobs")
     recipe = module.build(config, Setting(HostedPrompts(), keep_rewards, Sampling(max_new_tokens)))
     if getattr(config, "dynamic_sampling", False):
         raise UsageError(

@@ -32,7 +32,8 @@ from policydist.language.types import Rollouts
 from policydist.language.world import World
 
 try:
-    import trl
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer as TrlTrainer
 
     from policydist.integrations.trl_model import TrlPolicy, TrlWorld, from_trl
 except ModuleNotFoundError as absent:
@@ -59,7 +60,7 @@ DECIDED = {
 STATE = "policydist_state.json"
 
 
-class GRPOTrainer(trl.GRPOTrainer):
+class GRPOTrainer(TrlTrainer):
     """TRL's trainer with the advantages and the loss of one of our methods.
 
     ``method`` is a slug (grpo, dr_grpo, rloo, reinforce, reinforce_pp, bnpo, gspo, dapo, dcpo), ``knobs`` its settings
@@ -72,18 +73,26 @@ class GRPOTrainer(trl.GRPOTrainer):
             dynamic sampling); a GRPOConfig setting that the method decides; a vision or mixture-of-experts model.
     """
 
+    model: Any
+    args: Any
+    num_generations: int
+    num_generations_eval: int
+    _logs: dict[str, Any]
+
     def __init__(
         self,
         model: Any,
         reward_funcs: Any = None,
-        args: trl.GRPOConfig | None = None,
+        args: GRPOConfig | None = None,
         train_dataset: Any = None,
         *,
         method: str,
         knobs: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
-        args = trl.GRPOConfig(f"policydist-{method}") if args is None else args
+        args = GRPOConfig(f"policydist-{method}") if args is None else args
+        if args.max_completion_length is None:
+            raise UsageError("GRPOConfig(max_completion_length=None): set the longest completion that is allowed")
         self.knobs, self.recipe = hosted(method, knobs or {}, "TRL", args.max_completion_length)
         check_settings(args, method, self.knobs)
         args = copy.copy(args)
@@ -250,7 +259,7 @@ class Past:
         return Past(self.total / self.weight) if self.weight else self
 
 
-def check_settings(args: trl.GRPOConfig, method: str, config: LossConfig) -> None:
+def check_settings(args: GRPOConfig, method: str, config: LossConfig) -> None:
     """Refuse what would be silently ignored.
 
     Raises:

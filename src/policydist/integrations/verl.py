@@ -187,7 +187,7 @@ def clipped(
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """`clipped_surrogate` with verl's actor settings: the loss of every method of ours but GSPO.
 
-    ``clip_ratio_c`` is the dual clip; a huge value (``.inf``) switches it off.
+    ``clip_ratio_c`` is the dual clip; infinity (``clip_ratio_c=inf``) switches it off.
     """
     low, high = clip_range(config)
     dual = float(config.get("clip_ratio_c", 3.0))
