@@ -47,7 +47,7 @@ def test_transformers_loads_it_as_float32():
     model = AutoModelForCausalLM.from_pretrained(embedded.path())
     assert model.dtype == torch.float32
     assert model.num_parameters() == LOG["parameters"]
-    encoded = TOKENIZER(["17+25-9="], return_tensors="pt")
+    encoded = TOKENIZER(["17+25-19="], return_tensors="pt")
     out = model.generate(**encoded, do_sample=False, max_new_tokens=24)
     assert "#" in TOKENIZER.decode(out[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -57,7 +57,8 @@ def test_the_tokenizer_is_complete():
     assert specials == {0, 1, 2, 3}
     assert TOKENIZER.get_vocab() == build_tokenizer().get_vocab()
     assert TOKENIZER.padding_side == "left"
-    assert TOKENIZER("é")["input_ids"] == [TOKENIZER.unk_token_id]
+    assert TOKENIZER("1é2")["input_ids"] == TOKENIZER("12")["input_ids"]
+    assert TOKENIZER.convert_tokens_to_ids(TOKENIZER.tokenize("7\n ~")) == [28, 4, 5, 99]
 
 
 @given(st.text(CHARACTERS, max_size=60))

@@ -5,23 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import Qwen2Tokenizer
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Ids 0 to 3 are pad, bos, eos and unknown, then the characters in code order. Nothing is added to a text."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Ids 0 to 3 are pad, bos, eos and unknown, then the characters in code order. Nothing is added to a text.
 
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *CHARACTERS))}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=core,
+    It is a byte-pair tokenizer without a single merge, of the class that transformers puts beside every Qwen2 model:
+    `AutoTokenizer` takes that class whatever was saved. Like it, it drops characters that it does not know.
+    """
+    from transformers import Qwen2Tokenizer
+
+    # Byte-pair vocabularies spell the two blank characters by visible ones.
+    letters = CHARACTERS.replace("\n", "Ċ").replace(" ", "Ġ")
+    return Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate((*SPECIAL, *letters))},
+        merges=[],
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",

@@ -155,7 +155,7 @@ def train(plan: Plan) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase, list[d
     for step, pairs in enumerate(Corpus(plan).batches()):
         loss = loss_of(model, tokenizer, pairs)
         model.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser, peak in optimisers:
             optimiser.param_groups[0]["lr"] = peak * pace(plan, step)
