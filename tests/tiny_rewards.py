@@ -34,7 +34,7 @@ def slow(completions: list[str], **columns: Any) -> list[float]:
     """As ``has_digit``, but so slow that a signal arrives during training."""
     import time
 
-    time.sleep(0.1)
+    time.sleep(0.3)
     return has_digit(completions)
 
 
