@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-PIP=".venv-verl/bin/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts"
+PIP=".venv-verl/bin/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts --no-compile"
 
 [ -x .venv-verl/bin/python ] || "$PYTHON" -m venv .venv-verl
 $PIP torch==2.13.0 'transformers==5.10.*' 'ray==2.60.*' omegaconf hydra-core codetiming \
