@@ -166,7 +166,8 @@ class Rollouts:
                 return tensor[:, keep_prompt]
             return tensor[:, :width] if tensor.dim() > 1 and tensor.shape[1] == total else tensor
 
-        new = {name: cut(name, tensor) for name, tensor in self.tensors().items() if not name.startswith("extras.")}
+        own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith("extras.")}
+        new: dict[str, Any] = {name: cut(name, tensor) for name, tensor in own.items()}
         return replace(self, **new, extras={name: cut(name, tensor) for name, tensor in self.extras.items()})
 
     def validate(self) -> Rollouts:
@@ -217,7 +218,7 @@ class Rollouts:
             name: torch.cat([widen(name, part.tensors()[name], part.response_ids.shape[1]) for part in parts])
             for name in names
         }
-        plain = {name: tensor for name, tensor in joined.items() if not name.startswith("extras.")}
+        plain: dict[str, Any] = {name: tensor for name, tensor in joined.items() if not name.startswith("extras.")}
         extras = {name.removeprefix("extras."): tensor for name, tensor in joined.items() if name.startswith("extras.")}
         items = tuple(item for part in parts for item in part.items)
         return replace(parts[0], **plain, extras=extras, items=items)

@@ -124,9 +124,9 @@ def assign(data: dict[str, Any], words: Iterable[str], sections: Mapping[str, ty
             raise UsageError(f"--set {word}: write it as key=value")
         path = key.split(".")
         if len(path) == 1 and key not in top:
-            homes = [name for name, cls in sections.items() if key in {f.name for f in dataclasses.fields(cls)}]  # type: ignore[arg-type]
+            homes = [name for name, cls in sections.items() if key in {f.name for f in dataclasses.fields(cls)}]
             if len(homes) != 1:
-                options = [f"{name}.{f.name}" for name, cls in sections.items() for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+                options = [f"{name}.{f.name}" for name, cls in sections.items() for f in dataclasses.fields(cls)]
                 hint = (
                     f"write {' or '.join(f'{home}.{key}' for home in homes)}"
                     if homes
