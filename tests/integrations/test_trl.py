@@ -94,6 +94,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("gspo", {}, {"num_iterations": 2, "max_steps": 2}),
     ("dr_grpo", {"entropy_coef": 0.02}, {"max_steps": 1}),
     ("reinforce_pp", {"gamma": 0.9}, {"max_steps": 1}),
+    ("reinforce", {}, {"max_steps": 1}),
     ("rloo", {}, {"max_steps": 1, "mask_truncated_completions": True}),
     ("dapo", {"dynamic_sampling": False, "overlong_buffer": 5}, {"max_steps": 1}),
 ]
@@ -157,6 +158,8 @@ def test_grpo_is_trls_own_grpo_and_bnpo_is_not_trls_bnpo(tmp_path: Path) -> None
     mine = trained(tmp_path, "grpo", {"eps": 1e-4}, **changes)
     for one, other in zip(mine.model.parameters(), theirs.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-4)
+    losses = [[row["loss"] for row in host.state.log_history if "loss" in row] for host in (mine, theirs)]
+    assert losses[0] == pytest.approx(losses[1], abs=3e-6)
     named_alike = native(tmp_path, loss_type="bnpo", **changes)
     beta = trained(tmp_path, "bnpo", **changes)
     gap = torch.tensor(list(beta._logs["advantages"])) - torch.tensor(list(named_alike._logs["advantages"]))
@@ -183,6 +186,34 @@ def test_completions_without_reward_do_not_count(tmp_path: Path) -> None:
         rewards, n = seen.judged.rewards[rows], int(rows.sum())
         expected = (rewards - rewards.mean()) * n / max(n - 1, 1)
         torch.testing.assert_close(advantages[rows][:, 0], expected * seen.judged.response_mask[rows][:, 0])
+
+
+@pytest.mark.parametrize("method", ["bnpo", "dcpo", "grpo", "reinforce_pp"])
+def test_a_batch_without_any_reward_changes_nothing(tmp_path: Path, method: str) -> None:
+    host = trained(tmp_path, method, reward_funcs=lambda completions, **columns: [None] * len(completions), max_steps=1)
+    assert bool((host.seen[0].credited.advantages == 0).all())
+    for now, start in zip(host.model.parameters(), tiny.model().parameters(), strict=True):
+        torch.testing.assert_close(now, start, atol=0.0, rtol=0.0)
+
+
+def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
+    """Evaluation credits its own groups; the entropy that dcpo steers by is that of training alone."""
+    args = settings(tmp_path, eval_strategy="steps", eval_steps=1, num_generations_eval=2, per_device_eval_batch_size=4)
+    data = tiny.dataset()
+    host = Watched(
+        tiny.model(), tiny.has_a, args, data, eval_dataset=data.select(range(4)), processing_class=tiny.tokenizer(),
+        method="dcpo",
+    )  # fmt: skip
+    host.train()
+    rows = host.state.log_history
+    trained_at = [row["policydist/entropy"] for row in rows if "policydist/entropy" in row]
+    steered_by = [row["policydist/dcpo/entropy"] for row in rows if "policydist/dcpo/entropy" in row]
+    assert steered_by == pytest.approx([0.0, trained_at[0]])
+    assert trained_at[1] == pytest.approx(host._past.total)
+    held_out = [row for row in rows if "eval_loss" in row]
+    assert len(held_out) == 2
+    assert held_out[0]["eval_policydist/entropy"] != pytest.approx(trained_at[0])
+    assert {len(seen.judged.group.unique()) for seen in host.seen if len(seen.judged) == 4} == {2}
 
 
 def test_decomposed_bnpo_sees_each_reward_function(tmp_path: Path) -> None:

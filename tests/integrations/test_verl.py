@@ -98,6 +98,10 @@ def test_grpo_dr_grpo_and_rloo_are_verls(seed: int) -> None:
         close(over_tokens(mine, b.mask), theirs, atol=0.2 if scaled else 2e-6)
         spread = b.group != 2
         close(over_tokens(mine, b.mask)[spread], theirs[spread], atol=2e-5)
+        theirs, _ = core_algos.compute_grpo_vectorized_outcome_advantage(
+            b.token_rewards, b.mask, b.uid, norm_adv_by_std_in_grpo=scaled
+        )
+        close(over_tokens(mine, b.mask)[spread], theirs[spread], atol=2e-5)
     theirs, _ = core_algos.compute_rloo_outcome_advantage(b.token_rewards.clone(), b.mask, b.uid)
     close(over_tokens(F.rloo_advantage(b.rewards, b.group, singleton="raw"), b.mask), theirs)
     theirs, _ = core_algos.compute_rloo_vectorized_outcome_advantage(b.token_rewards.clone(), b.mask, b.uid)
@@ -259,6 +263,7 @@ def test_uids_may_be_anything_in_any_order() -> None:
     b = batch(4)
     expected = estimate("policydist_bnpo", b)
     close(estimate("policydist_bnpo", b, uid=b.group.numpy()), expected)
+    close(estimate("policydist_bnpo", b, uid=b.group), expected)
     close(estimate("policydist_bnpo", b, uid=[("prompt", -int(g)) for g in b.group]), expected)
     merged = estimate("policydist_bnpo", b, uid=np.zeros(len(b.group), dtype=object))
     assert not torch.allclose(merged, expected)
@@ -322,6 +327,7 @@ METHOD_LOSS = {
         {"clip_ratio_high": 0.28, "clip_ratio_c": 10.0, "loss_agg_mode": "seq-mean-token-sum"},
     ),
     "reinforce_pp": ("policydist_reinforce_pp", "policydist_clipped", {}),
+    "reinforce": ("policydist_reinforce", "policydist_clipped", {}),
     "rloo": ("policydist_rloo", "policydist_clipped", {}),
     "dr_grpo": (
         "policydist_dr_grpo",
@@ -363,7 +369,7 @@ def test_verls_advantage_and_loss_are_our_trainers(method: str) -> None:
         (gradient,) = torch.autograd.grad(loss, policy.module.logits)
         before = policy.module.logits.detach().clone()
         row = inner(part)
-        assert row["loss"] == pytest.approx(float(loss), abs=1e-6)
+        assert row["loss"] == pytest.approx(float(loss.detach()), abs=1e-6)
         close((before - policy.module.logits.detach()) / 2.0, gradient, atol=1e-5)
         losses.append(row["loss"])
         return row

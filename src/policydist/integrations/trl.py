@@ -147,6 +147,9 @@ class GRPOTrainer(TrlTrainer):
         ctx.entropy = self._past.entropy
         assert self._rewards is not None
         known = ~self._rewards.isnan().all(1)
+        advantages = torch.zeros(everything.response_ids.shape, device=known.device)
+        if not bool(known.any()):  # TRL has warned and goes on; statistics of no rewards do not exist
+            return dataclasses.replace(everything, advantages=advantages)
         if getattr(self.knobs, "decompose", False) and bool(self._rewards[known].isnan().any()):
             raise UsageError("knob decompose: every reward function must score every completion, one returned None")
         credited = self.recipe.credit(self.recipe.judge(everything.select(known), ctx), ctx)
@@ -156,8 +159,7 @@ class GRPOTrainer(TrlTrainer):
                 f"step {self.state.global_step + 1}: the method's credit gave no finite advantage to every completion; "
                 "does each reward function return a number for each of them?"
             )
-        advantages = found.new_zeros(everything.response_ids.shape)
-        advantages[known] = found
+        advantages[known] = found.to(advantages)
         for name, value in ctx.metrics.items():
             self._log(name, value)
         return dataclasses.replace(everything, advantages=advantages)

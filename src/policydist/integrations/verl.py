@@ -105,7 +105,7 @@ class Estimator:
         self,
         token_level_rewards: Float[Tensor, "N T"],
         response_mask: Tensor,
-        index: Iterable[Hashable] | None = None,
+        index: Iterable[Hashable] | Tensor | None = None,
         config: Any = None,
         **others: Any,
     ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
@@ -170,9 +170,11 @@ def knobs_of(method: str, config: Any) -> dict[str, Any]:
     return given
 
 
-def group_of(index: Iterable[Hashable]) -> Int[Tensor, " N"]:
+def group_of(index: Iterable[Hashable] | Tensor) -> Int[Tensor, " N"]:
     """verl's uids, of whatever type, as numbers in order of appearance."""
     numbers: dict[Hashable, int] = {}
+    if isinstance(index, Tensor):  # its elements are equal by identity only, which would make every group one of one
+        index = index.tolist()
     return torch.tensor([numbers.setdefault(uid, len(numbers)) for uid in index], dtype=torch.int64)
 
 
