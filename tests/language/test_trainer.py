@@ -62,6 +62,19 @@ def test_leaving_out_idle_rows_changes_neither_step_nor_entropy() -> None:
     torch.testing.assert_close(kept.parameters[0], left.parameters[0])
 
 
+def test_a_batch_of_idle_rows_only_is_a_step_with_gradient_zero() -> None:
+    config = replace(FAST, optimiser="adamw", lr=0.1, warmup=5)
+    kept, left = trainer("grpo", config), trainer("grpo", config)
+    object.__setattr__(kept.recipe, "objective", AllRows(kept.recipe.objective))
+    for work in (kept, left):
+        work.step()
+        object.__setattr__(work.recipe, "judge", lambda r, ctx: replace(r, rewards=torch.ones(len(r))))
+        before = work.parameters[0].detach().clone()
+        work.step()
+        assert not torch.equal(before, work.parameters[0])  # Adam's momentum moves on
+    torch.testing.assert_close(kept.parameters[0], left.parameters[0])
+
+
 class AllRows:
     sparse = False
 

@@ -20,7 +20,7 @@ VERL_LOSS_AGG: tuple[Aggregation, ...] = (
     "seq-mean-token-sum",
     "seq-mean-token-sum-norm",
 )
-"""verl's values of ``loss_agg_mode``, which `aggregate` takes under the same names."""
+"""verl's values of ``loss_agg_mode`` under the same names; verl 0.9.1's ``seq-mean-token-sum-norm`` is our ``dr-grpo``."""
 
 TRL_LOSS_TYPES: Mapping[str, Aggregation] = MappingProxyType(
     {"grpo": "seq-mean-token-mean", "dapo": "token-mean", "bnpo": "token-mean", "dr_grpo": "dr-grpo"}
@@ -40,13 +40,11 @@ def aggregate(
 ) -> Float[Tensor, ""]:
     """Average token losses l over the valid tokens (mask m) and the B responses:
 
-    =========================== ============================================
-    ``token-mean``              sum l m / sum m
-    ``seq-mean-token-mean``     1/B sum_i (sum_t l m / sum_t m)
-    ``seq-mean-token-sum``      1/B sum_i sum_t l m
-    ``seq-mean-token-sum-norm`` sum_i sum_t l m / max_length (verl: not divided by B)
-    ``dr-grpo``                 sum_i sum_t l m / (B max_length)
-    =========================== ============================================
+    - ``token-mean``: sum l m / sum m
+    - ``seq-mean-token-mean``: 1/B sum_i (sum_t l m / sum_t m)
+    - ``seq-mean-token-sum``: 1/B sum_i sum_t l m
+    - ``seq-mean-token-sum-norm``: sum_i sum_t l m / max_length, as verl had it before it divided by B too (0.9.1 does)
+    - ``dr-grpo``: sum_i sum_t l m / (B max_length)
 
     ``tokens`` and ``sequences`` replace ``sum m`` and ``B`` by those of a whole mini-batch: the results of its
     micro-batches then add up to the mini-batch's result, however it is cut. Without them each call is a batch by

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from policydist.errors import PolicydistError, UsageError
+from policydist.errors import UsageError
 from policydist.language.experiment import RunConfig, configure, resume, slug, train
 from policydist.runs import checkpoint
 from policydist.runs.config import digest, plain
@@ -133,15 +133,3 @@ def record(result: Comparison, config: RunConfig) -> dict[str, Any]:
         "config": plain(config),
         "runs": [{"method": m, "seed": s, "metrics": rows} for (m, s), rows in result.curves.items()],
     }
-
-
-def load(path: Path) -> dict[str, Any]:
-    """A comparison's record.
-
-    Raises:
-        PolicydistError: if it is not there or not readable.
-    """
-    try:
-        return dict(json.loads((path / "compare.json").read_text()))
-    except (OSError, json.JSONDecodeError) as problem:
-        raise PolicydistError(f"{path}: no readable compare.json ({problem}); run policydist compare first") from None

@@ -166,7 +166,10 @@ class Trainer:
         for other in ctx.world.gather({name: float(value) for name, value in sums.items()}):
             for name, value in other.items():
                 row[name] = row.get(name, 0.0) + value
-        row["grad_norm"] = self.apply(batch, row.get("loss", 0.0)) if rounds else 0.0
+        if rounds == 0:  # all rows idle: a step with gradient zero, which momentum and schedule must see
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        row["grad_norm"] = self.apply(batch, row.get("loss", 0.0))
         return row
 
     def backward(self, loss: Tensor) -> None:

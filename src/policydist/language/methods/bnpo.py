@@ -35,7 +35,7 @@ COMPONENT = "reward/"
 class Config(LossConfig):
     """``reward_min``/``reward_max``: the affine map of rewards to [0, 1]; ``cap``: bound on the weight 1/density; ``ddof`` 1 is
     Bessel's correction in the variance of success rates; ``decompose``: normalise each reward component by itself and average;
-    ``count_inactive``: let a component that is constant over the batch count in that average, as the released code does."""
+    ``count_inactive``: let a component that is 0 over the whole batch count in that average, as the released code does."""
 
     clip_high: float = 0.28
     dual_clip: float | None = 10.0
