@@ -2,8 +2,9 @@
 
     python benchmarks/vs_trl.py [--rounds 3] [--steps 8] [--case skewed|equal|both]
 
-``equal``: every response has 32 tokens. ``skewed``: at most 128, geometric with mean 25, so that most are short and a tail has
-100 and more. Each round runs one process of each engine, one after the other; medians over
+``equal``: every response has 32 tokens. ``skewed``: at most 128, with one chance of an end token after every token, so that
+short ones and a tail of 100 and more stand in one batch; training moves that chance, so the mean length is printed.
+Each round runs one process of each engine, one after the other; medians over
 rounds of completions a second (steps after the first two), peak memory and the final reward are printed, and their ratios.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 PROMPTS, SAMPLES, WARM = 32, 8, 2
 LENGTHS = {"equal": 32, "skewed": 128}
+RATE = 1e-4  # a larger one soon makes the end token rare, and the lengths are then no longer skewed
 END_LOGIT = {"equal": -20.0, "skewed": 1.7}
 
 
@@ -54,13 +56,13 @@ def build_model(folder: Path, case: str) -> None:
 
 
 def rows() -> list[dict[str, str]]:
-    """Sums of two numbers; the reward counts digits, which any policy can raise."""
+    """Sums of two numbers; the reward is about digits, which any policy can learn to write."""
     return [{"prompt": f"{7 * i % 97}+{11 * i % 89}=", "answer": "0"} for i in range(PROMPTS * 64)]
 
 
 def digits(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """Share of digits among the first sixteen characters."""
-    return [sum(c.isdigit() for c in text[:16]) / 16 for text in completions]
+    """Share of digits among the characters written: no reason to write more or less, so that lengths keep their profile."""
+    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
 
 
 def run_ours(model: Path, case: str, steps: int, folder: Path) -> list[dict[str, float]]:
@@ -74,7 +76,7 @@ def run_ours(model: Path, case: str, steps: int, folder: Path) -> list[dict[str,
         "grpo", task=f"jsonl:{data}", model=str(model), steps=steps, out=folder / "run",
         settings=[
             "task.grader=vs_trl:digits", f"rollout.prompts={PROMPTS}", f"rollout.samples={SAMPLES}",
-            f"rollout.max_new_tokens={LENGTHS[case]}", "train.lr=1e-3", "train.save_every=0", "trackers=[]",
+            f"rollout.max_new_tokens={LENGTHS[case]}", f"train.lr={RATE}", "train.save_every=0", "trackers=[]",
         ],
     )  # fmt: skip
     return outcome.metrics
@@ -94,11 +96,11 @@ def run_trl(model: Path, case: str, steps: int, folder: Path) -> list[dict[str, 
 
         def on_log(self, args: object, state: object, control: object, logs: dict[str, float], **named: object) -> None:
             if "reward" in logs:
-                found[-1]["reward"] = logs["reward"]
+                found[-1] |= {"reward": logs["reward"], "length": logs["completions/mean_length"]}
 
     config = GRPOConfig(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES,
-        max_completion_length=LENGTHS[case], learning_rate=1e-3, lr_scheduler_type="constant", beta=0.0,
+        max_completion_length=LENGTHS[case], learning_rate=RATE, lr_scheduler_type="constant", beta=0.0,
         loss_type="dapo", temperature=1.0, bf16=False, use_cpu=True, report_to=[], logging_steps=1, save_strategy="no",
         gradient_checkpointing=False, disable_tqdm=True, adam_beta2=0.999, weight_decay=0.0,
     )  # fmt: skip
@@ -117,6 +119,7 @@ def worker(engine: str, model: Path, case: str, steps: int) -> None:
         if engine == "ours":
             found = run_ours(model, case, steps, Path(folder))
             times = [sum(v for k, v in row.items() if k.startswith("seconds/")) for row in found]
+            found = [row | {"length": row["response_length"]} for row in found]
         else:
             found = run_trl(model, case, steps, Path(folder))
             times = [later["time"] - former["time"] for former, later in itertools.pairwise(found)]
@@ -124,7 +127,8 @@ def worker(engine: str, model: Path, case: str, steps: int) -> None:
         json.dumps(
             {
                 "rate": PROMPTS * SAMPLES / statistics.median(times[WARM:]),
-                "reward": found[-1].get("reward"),
+                "reward": found[-1]["reward"],
+                "length": statistics.mean(row["length"] for row in found[WARM:]),
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
         )
@@ -147,7 +151,8 @@ def measure(case: str, rounds: int, steps: int) -> None:
     )
     for engine, row in medians.items():
         print(
-            f"  {engine:5s} {row['rate']:8.1f} completions/s   peak {row['peak_mb']:6.0f} MB   reward {row['reward']:.3f}"
+            f"  {engine:5s} {row['rate']:8.1f} completions/s   peak {row['peak_mb']:6.0f} MB   "
+            f"reward {row['reward']:.3f}   mean length {row['length']:.1f}"
         )
     ratios = {k: medians["ours"][k] / medians["trl"][k] for k in ("rate", "peak_mb")}
     print(f"  ours / trl: speed {ratios['rate']:.2f}, memory {ratios['peak_mb']:.2f}")
