@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import policydist
 from policydist.errors import UsageError
-from policydist.language.compare import compare, load
+from policydist.language.compare import compare
 from policydist.language.policies.loading import load_policy
 from policydist.language.types import Sampling
 from policydist.runs import checkpoint
@@ -203,9 +203,7 @@ def test_a_comparison_goes_on_where_it_stopped_and_refuses_other_settings(tiny: 
     first = {seed: result.curves["grpo", seed][0] for seed in (0, 1)}
     assert first[0]["tokens"] != first[1]["tokens"]
     assert result.curves["rloo", 0][0]["tokens"] == first[0]["tokens"]  # equal seeds sample the same first batch
-    data = load(out)
-    assert data["methods"] == ["grpo", "rloo"]
-    assert json.loads((out / "compare.json").read_text()) == data
+    assert json.loads((out / "compare.json").read_text())["methods"] == ["grpo", "rloo"]
 
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/model/*")}
     (out / "compare.json").unlink()
