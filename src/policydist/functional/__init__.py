@@ -43,6 +43,20 @@ from policydist.functional.groups import (
     group_sum,
     mixed_groups,
 )
+from policydist.functional.leakage import (
+    ARXIV_DEGREES,
+    bhattacharyya,
+    density_bound,
+    exact_accuracy,
+    n_leaked_density,
+    n_leaked_exact,
+    n_leaked_ratio,
+    n_leaked_regression,
+    ratio_bound,
+    ratio_density,
+    total_variation,
+    zipf_ratio,
+)
 from policydist.functional.overlong import overlong_penalty
 from policydist.functional.surrogates import (
     clip_fraction,
@@ -55,6 +69,7 @@ from policydist.functional.surrogates import (
 from policydist.functional.tilting import tilt_logratio, tilted_logprobs
 
 __all__ = [
+    "ARXIV_DEGREES",
     "TRL_LOSS_TYPES",
     "VERL_LOSS_AGG",
     "Aggregation",
@@ -64,6 +79,7 @@ __all__ = [
     "aepo_select",
     "aggregate",
     "beta_moments",
+    "bhattacharyya",
     "bnpo_advantage",
     "bnpo_params",
     "bnpo_variance",
@@ -74,10 +90,12 @@ __all__ = [
     "dcpo_advantage",
     "dcpo_alpha",
     "decomposed_advantage",
+    "density_bound",
     "discounted_returns",
     "dr_grpo_advantage",
     "entropy_from_logits",
     "entropy_switch",
+    "exact_accuracy",
     "gae_advantage",
     "generalized_jsd",
     "group_centred",
@@ -90,8 +108,14 @@ __all__ = [
     "importance_ratio",
     "kl_estimate",
     "mixed_groups",
+    "n_leaked_density",
+    "n_leaked_exact",
+    "n_leaked_ratio",
+    "n_leaked_regression",
     "normalize_then_sum",
     "overlong_penalty",
+    "ratio_bound",
+    "ratio_density",
     "reinforce_advantage",
     "reinforce_pp_advantage",
     "reinforce_pp_baseline_advantage",
@@ -103,5 +127,7 @@ __all__ = [
     "sum_then_normalize",
     "tilt_logratio",
     "tilted_logprobs",
+    "total_variation",
     "whiten",
+    "zipf_ratio",
 ]
