@@ -5,6 +5,7 @@ The Python interface mirrors the command line; everything heavy is loaded on fir
     import policydist
 
     outcome = policydist.train("bnpo", task="countdown", steps=60)
+    effects = policydist.train("r3d", data="scores.csv", settings=["unit=school", "running=poverty", "outcome=score"])
     table = policydist.compare(["grpo", "bnpo"], task="chain", seeds=4)
     records = policydist.claim("bnpo")
 """
@@ -17,7 +18,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "train": ("policydist.language.experiment", "train"),
+    "train": ("policydist.experiment", "train"),
     "resume": ("policydist.language.experiment", "resume"),
     "compare": ("policydist.language.compare", "compare"),
     "claim": ("policydist.claims.runner", "run_paper"),

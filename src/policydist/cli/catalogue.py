@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
+import textwrap
+from importlib import import_module
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from policydist import catalog
+from policydist import catalog, experiment
 from policydist.claims import record
 from policydist.cli.main import show_json
 from policydist.errors import UsageError, nearest
@@ -45,26 +50,48 @@ def describe(slug: str) -> dict[str, Any]:
     Raises:
         UsageError: for a slug that is neither a paper nor a baseline.
     """
-    from policydist.language import methods
-
     known = {paper.slug for paper in catalog.papers()}
-    if slug not in known and slug not in methods.names():
-        raise UsageError(f"no paper or baseline is called {slug!r}: {nearest(slug, known | set(methods.names()))}")
+    owners = {name: family for family in experiment.FAMILIES for name in experiment.names(family)}
+    if slug not in known and slug not in owners:
+        raise UsageError(f"no paper or baseline is called {slug!r}: {nearest(slug, known | set(owners))}")
     data: dict[str, Any] = {"slug": slug}
     if slug in known:
         data |= dataclasses.asdict(catalog.get(slug))
         data["implemented"] = catalog.implemented(slug)
         data["verdict"] = record.verdicts().get(slug)
-    if slug in methods.names():
-        method: Any = methods.load(slug)
+    if slug in owners:
+        method: Any = import_module(f"policydist.{owners[slug]}.methods").load(slug)
         data["about"] = (method.__doc__ or "").strip()
-        data["knobs"] = {field.name: field.default for field in dataclasses.fields(method.Config)}
+        data["knobs"] = {field.name: default(field) for field in dataclasses.fields(method.Config)}
         data["knobs_help"] = " ".join((method.Config.__doc__ or "").split())
+        data["knob_help"] = knob_help(method.Config)
         data["differences"] = list(getattr(method, "DIFFERENCES", ()))
-        data["run"] = f"policydist train {slug} --task arithmetic"
+        given = "--task arithmetic" if owners[slug] == "language" else "--data FILE"
+        data["run"] = f"policydist train {slug} {given}"
         if slug in known:
             data["claim"] = f"policydist claim {slug}"
     return data
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """What a knob is if nothing is said."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def knob_help(config: type) -> dict[str, str]:
+    """The strings written under the fields of a config and of those that it inherits from."""
+    texts: dict[str, str] = {}
+    for cls in reversed([cls for cls in config.__mro__ if dataclasses.is_dataclass(cls)]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, below in itertools.pairwise(body.body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                texts[ast.unparse(field.target)] = " ".join(str(below.value.value).split())
+    return texts
 
 
 def show(slug: str, as_json: bool) -> int:
@@ -90,9 +117,10 @@ def show(slug: str, as_json: bool) -> int:
         console.print("\n[bold]Knobs[/] (--set name=value)")
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, value in data["knobs"].items():
-            table.add_row(f"  {name}", str(value))
+            table.add_row(f"  {name}", str(value), data["knob_help"].get(name, ""))
         console.print(table)
-        console.print(data["knobs_help"])
+        if not data["knobs_help"].startswith("Config("):  # dataclasses write the signature where there is no docstring
+            console.print(data["knobs_help"])
     if data.get("differences"):
         console.print("\n[bold]Paper and released code[/]")
         for line in data["differences"]:

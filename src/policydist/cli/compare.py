@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from policydist.cli.main import show_json
-from policydist.cli.train import check_slug
+from policydist.errors import UsageError
+from policydist.experiment import family_of
 from policydist.report import comparison
 from policydist.runs.config import read_yaml
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 def compare(asked: Compare) -> int:
     """Run the comparison, then its table, figure and page."""
     for slug in asked.slugs:
-        check_slug(slug)
+        if family_of(slug) != "language":
+            raise UsageError(
+                f"{slug} is an estimator without a task; compare takes methods that train a language model"
+            )
     config = read_yaml(asked.config) if asked.config else None
     from policydist.language.compare import compare as run
 

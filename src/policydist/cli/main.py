@@ -65,6 +65,7 @@ class Train:
     """Train by one method, in a run directory of its own, or continue a run.
 
     Examples: policydist train bnpo --task countdown --steps 60
+              policydist train r3d --data scores.csv --set unit=school --set running=poverty --set outcome=score
               policydist train grpo --model ./my-model --task jsonl:problems.jsonl --set train.lr=1e-5
               policydist train --resume runs/bnpo-countdown-20260101-120000
     """
@@ -72,11 +73,13 @@ class Train:
     slug: Positional[str | None] = None
     """A paper's slug or a baseline (grpo, rloo, ppo, …)."""
     task: str | None = None
-    """A built-in task, reasoning-gym:<name>, jsonl:<file>, parquet:<file> or hub:<data set>."""
+    """Language methods: a built-in task, reasoning-gym:<name>, jsonl:<file>, parquet:<file> or hub:<data set>."""
     model: str | None = None
-    """embedded, a local Hugging Face directory, or a Hub name."""
+    """Language methods: embedded, a local Hugging Face directory, or a Hub name."""
     steps: int | None = None
-    """Training steps."""
+    """Language methods: training steps."""
+    data: Path | None = None
+    """Estimation methods: a .csv, .parquet or .jsonl file (some methods: a folder); left out, data made by the method."""
     config: Path | None = None
     """A YAML file of settings, such as the config.yaml of another run."""
     set: Settings = ()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -16,6 +18,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from policydist.errors import nearest
+from policydist.estimation.frames import read_frame, refusals, write_figure, write_frame
+from policydist.estimation.methods import Progress
 from policydist.estimation.rd import bootstrap as boot
 from policydist.estimation.rd import inputs
 from policydist.estimation.rd.bandwidth import BandwidthChoice, PilotMethod, select_bandwidth, smallest_bandwidth
@@ -23,6 +27,8 @@ from policydist.estimation.rd.display import draw, summary_text
 from policydist.estimation.rd.estimate import MIN_FIRST_STAGE, estimate_jump, fuzzy_ratio
 from policydist.estimation.rd.kernels import Kernel, check_kernel
 from policydist.estimation.rd.projection import grid_weights
+from policydist.estimation.rd.simulation import Design, simulated_table
+from policydist.runs.directory import Run, write_whole
 from policydist.runs.seeds import numpy_generator
 
 if TYPE_CHECKING:
@@ -389,3 +395,99 @@ def _check_confidence(confidence: float) -> float:
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, such as 0.95; got {confidence!r}")
     return float(confidence)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A table with one row an observation; its columns are named here. Parameters of the fit are those of `R3D`."""
+
+    unit: str = "unit"
+    """Column that says to which unit an observation belongs."""
+    running: str = "running"
+    """Column of the running variable, one value a unit."""
+    outcome: str = "outcome"
+    """Column of the outcomes."""
+    weight: str | None = None
+    """Column of weights of the observations inside their unit."""
+    treatment: str | None = None
+    """Column of treatment taken up (0 or 1), one value a unit; naming it makes the design fuzzy."""
+    unit_weight: str | None = None
+    """Column of weights of the units, one value a unit."""
+    cutoff: float = 0.0
+    """Units at or above it are on the plus side."""
+    kind: Literal["frechet", "simple"] = "frechet"
+    """One bandwidth and an isotonic projection, or a bandwidth for every quantile and rearrangement."""
+    order: int = 2
+    """Polynomial order of the estimate."""
+    bandwidth_order: int = 1
+    """Polynomial order for which the bandwidth is optimal."""
+    bandwidth: Literal["mse", "imse"] | float | None = None
+    """A rule, or a number in units of the running variable; null: imse for frechet, mse for simple."""
+    treatment_bandwidth: float | None = None
+    """Of the take-up regression; null selects it, or repeats a number given as bandwidth."""
+    bandwidth_method: PilotMethod = "paper_repaired"
+    """package: the released R code's rule."""
+    coverage_shrinkage: bool = False
+    """Shrink selected bandwidths, for coverage instead of squared error."""
+    kernel: Kernel = "triangular"
+    """triangular, epanechnikov or uniform."""
+    quantiles: tuple[float, ...] | None = None
+    """Levels in (0, 1); null: the nine deciles."""
+    confidence: float = 0.95
+    """Coverage of the bands."""
+    n_draws: int = 5000
+    """Bootstrap draws."""
+    simulated: Design = "dgp1"
+    """The design that is simulated if no data is given: 1,000 units with 60 observations each."""
+    seed: int = 0
+    """Of the bootstrap, and of simulated data."""
+
+    def __post_init__(self) -> None:
+        if self.n_draws < 2:
+            raise ValueError(f"n_draws must be at least 2, got {self.n_draws}")
+
+    def estimator(self) -> R3D:
+        """The `R3D` that these knobs describe."""
+        return R3D(
+            cutoff=self.cutoff, kind=self.kind, fuzzy=self.treatment is not None, order=self.order,
+            bandwidth_order=self.bandwidth_order, bandwidth=self.bandwidth,
+            treatment_bandwidth=self.treatment_bandwidth, bandwidth_method=self.bandwidth_method,
+            coverage_shrinkage=self.coverage_shrinkage, kernel=self.kernel, quantiles=self.quantiles,
+            confidence=self.confidence, n_draws=self.n_draws, random_state=self.seed,
+        )  # fmt: skip
+
+    def columns(self) -> dict[str, str | None]:
+        """The arguments of `R3D.fit_frame` that name columns."""
+        names = ("unit", "running", "outcome", "weight", "treatment", "unit_weight")
+        return {name: getattr(self, name) for name in names}
+
+
+def train(config: Config, data: Path | None, run: Run, progress: Progress) -> dict[str, float]:
+    """Estimates the effect and writes estimates.csv, effect.png, curves.png and summary.txt.
+
+    Raises:
+        UsageError: the data cannot be read, lacks a column, or is such that there is no estimate.
+    """
+    columns = config.columns()
+    if data is None:
+        frame = simulated_table(config.simulated, config.seed, config.unit, config.running, config.outcome)
+    else:
+        frame = read_frame(data, [name for name in columns.values() if name is not None])
+    model = config.estimator()
+    with refusals():
+        model.fit_frame(frame, **columns)  # type: ignore[arg-type]
+        numbers = {"average_effect": model.average_effect_, "units": float(model.n_units_)}
+        progress(1, 2, numbers)
+        model.bootstrap()
+        homogeneity = model.test("homogeneity").p_value if len(model.quantiles_) > 1 else float("nan")
+        numbers |= {"nullity_p": model.test("nullity").p_value, "homogeneity_p": homogeneity}
+        summary, table = model.summary(), model.to_frame()
+    write_frame(run.path / "estimates.csv", table)
+    for what in ("effect", "curves"):
+        write_figure(run.path / f"{what}.png", model.plot(what).figure)  # type: ignore[arg-type]
+    write_whole(run.path / "summary.txt", summary + "\n")
+    progress(2, 2, numbers)
+    more = {"average_effect_se": model.average_effect_se_, "observations": float(len(frame))}
+    if config.treatment is not None:
+        more["first_stage"] = model.first_stage_
+    return numbers | more | {"bandwidth": float(np.mean(model.bandwidth_))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +11,9 @@ from scipy.stats import exponnorm, norm
 
 from policydist.errors import nearest
 from policydist.runs.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Design = Literal["dgp1", "dgp2", "spread"]
 DESIGNS = ("dgp1", "dgp2", "spread")
@@ -84,6 +87,23 @@ def simulate(
         location = 1.0 + x + 2.0 * rng.standard_normal(n_units)
         samples = location[:, None] + (1.0 + treated)[:, None] * noise
     return SimulatedDesign(design, x, samples, shift, rate_shift)
+
+
+def simulated_table(
+    design: Design, seed: int, unit: str = "unit", running: str = "running", outcome: str = "outcome"
+) -> pd.DataFrame:
+    """`simulate` with 1,000 units of 60 observations, as a table with one row an observation."""
+    import pandas as pd
+
+    drawn = simulate(design, 1000, 60, seed=seed)
+    units, size = drawn.samples.shape
+    return pd.DataFrame(
+        {
+            unit: np.repeat(np.arange(units), size),
+            running: np.repeat(drawn.x, size),
+            outcome: drawn.samples.ravel(),
+        }
+    )
 
 
 def _mean_absolute_normal(mean: float, sd: float) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from policydist.errors import UsageError, nearest
-from policydist.language.recipe import Recipe, Setting
+
+if TYPE_CHECKING:
+    from policydist.language.recipe import Recipe, Setting
 
 
 class Method(Protocol):
