@@ -13,7 +13,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from policydist.errors import UsageError
 from policydist.functional import tilted_logprobs
-from policydist.language.types import Generation, Policy, Prompts, Rollouts, Sampling, Scores
+from policydist.language.types import Generation, Policy, Prompts, Rollouts, Sampling, Scores, TokenTerms
 from policydist.language.world import World
 
 
@@ -34,15 +34,23 @@ class TrlPolicy:
         raise UsageError("TRL samples by itself; a hosted recipe cannot")
 
     def score(
-        self, rollouts: Rollouts, *, entropy: bool = False, tilts: Sequence[float] = (), values: bool = False
+        self,
+        rollouts: Rollouts,
+        *,
+        entropy: bool = False,
+        tilts: Sequence[float] = (),
+        values: bool = False,
+        terms: TokenTerms | None = None,
     ) -> Scores:
         """Score the responses: with gradient in one pass, without in passes of TRL's micro-batch size.
 
         Raises:
-            UsageError: values are asked for.
+            UsageError: values or terms of whole distributions are asked for.
         """
         if values:
             self.add_value_head()
+        if terms is not None:
+            raise UsageError("TRL's trainer gives log-probabilities of the chosen tokens only")
         if torch.is_grad_enabled():
             return self._score(rollouts, entropy, tilts)
         parts = []

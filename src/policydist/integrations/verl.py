@@ -27,7 +27,7 @@ from policydist.functional import Aggregation, aggregate, clip_fraction, clipped
 from policydist.integrations.hosting import hosted
 from policydist.language import methods
 from policydist.language.recipe import Context
-from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores
+from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores, TokenTerms
 
 try:
     from verl.trainer.ppo import core_algos
@@ -89,7 +89,13 @@ class Blind:
         raise UsageError("a verl advantage estimator cannot sample")
 
     def score(
-        self, rollouts: Rollouts, *, entropy: bool = False, tilts: Sequence[float] = (), values: bool = False
+        self,
+        rollouts: Rollouts,
+        *,
+        entropy: bool = False,
+        tilts: Sequence[float] = (),
+        values: bool = False,
+        terms: TokenTerms | None = None,
     ) -> Scores:
         raise UsageError("a verl advantage estimator cannot score: verl hands it rewards, mask and uid only")
 

@@ -80,13 +80,42 @@ class Scores:
     """Log-probabilities [N, T] of the response tokens under the policy at temperature 1, zero where the response is padding.
 
     ``tilted[T]``: the same under ``softmax(logits / T)``. ``entropy`` [N, T]: exact entropy of the next-token distribution
-    in nats. ``values`` [N, T]: the value head's estimate before each token, for policies that have one.
+    in nats. ``values`` [N, T]: the value head's estimate before each token, for policies that have one. ``terms``: what
+    `TokenTerms` made of each token's logits, zero where the response is padding.
     """
 
     logprobs: Float[Tensor, "N T"]
     entropy: Float[Tensor, "N T"] | None = None
     tilted: Mapping[float, Float[Tensor, "N T"]] = field(default_factory=dict)
     values: Float[Tensor, "N T"] | None = None
+    terms: Mapping[str, Float[Tensor, "N T"]] = field(default_factory=dict)
+
+
+class TokenTerms(Protocol):
+    """Per-token numbers that need the whole next-token distribution; called where the logits are, so that these need
+    not be kept for a whole batch.
+
+    Of R response tokens it gets the logits [R, V] before them, their ids [R] and their places [R] in the flattened
+    [N, T] of the rollouts that are scored, in any order and in any number of calls. It returns one number a token
+    under each of its names. Only `Policy.score` takes it: spread over processes the places would have no meaning.
+    """
+
+    def __call__(
+        self, logits: Float[Tensor, "R V"], targets: Int[Tensor, " R"], places: Int[Tensor, " R"]
+    ) -> Mapping[str, Float[Tensor, " R"]]: ...
+
+
+def apply_terms(
+    terms: TokenTerms | None,
+    logits: Float[Tensor, "N T V"],
+    ids: Int[Tensor, "N T"],
+    real: Bool[Tensor, "N T"],
+) -> dict[str, Float[Tensor, "N T"]]:
+    """`TokenTerms` on all real tokens at once, for policies that hold all logits anyway."""
+    if terms is None:
+        return {}
+    found = terms(logits[real], ids[real], real.flatten().nonzero()[:, 0])
+    return {name: values.new_zeros(real.shape).masked_scatter(real, values) for name, values in found.items()}
 
 
 PER_TOKEN = {"response_attention", "response_mask", "behavior_logprobs", "old_logprobs", "token_rewards", "advantages"}
@@ -248,7 +277,13 @@ class Policy(Protocol):
         ...
 
     def score(
-        self, rollouts: Rollouts, *, entropy: bool = False, tilts: Sequence[float] = (), values: bool = False
+        self,
+        rollouts: Rollouts,
+        *,
+        entropy: bool = False,
+        tilts: Sequence[float] = (),
+        values: bool = False,
+        terms: TokenTerms | None = None,
     ) -> Scores:
         """Score the responses; differentiable in the policy's parameters unless called under ``torch.no_grad()``."""
         ...

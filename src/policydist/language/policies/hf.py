@@ -16,7 +16,7 @@ from policydist.language.policies import attention
 from policydist.language.policies.cache import CachedDecoder
 from policydist.language.policies.packing import Pack, pack
 from policydist.language.policies.plain import PlainDecoder, plain_pack
-from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores
+from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores, TokenTerms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,12 +61,21 @@ class LanguageModule(nn.Module):
         logits: Tensor = out.logits
         return logits
 
-    def forward(self, packs: Sequence[Pack], entropy: bool, tilts: Sequence[float], values: bool) -> dict[str, Tensor]:
+    def forward(
+        self,
+        packs: Sequence[Pack],
+        entropy: bool,
+        tilts: Sequence[float],
+        values: bool,
+        terms: TokenTerms | None = None,
+    ) -> dict[str, Tensor]:
         """Per response token r of all packs, in their order: log-probability and whatever else was asked for."""
-        parts = [self._score(item, entropy, tilts, values) for item in packs]
+        parts = [self._score(item, entropy, tilts, values, terms) for item in packs]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _score(self, item: Pack, entropy: bool, tilts: Sequence[float], values: bool) -> dict[str, Tensor]:
+    def _score(
+        self, item: Pack, entropy: bool, tilts: Sequence[float], values: bool, terms: TokenTerms | None
+    ) -> dict[str, Tensor]:
         with _HeadInput(self.model) as head:
             if item.plan is None or item.positions is None:
                 logits = self.model(input_ids=item.ids, attention_mask=item.mask, use_cache=False).logits
@@ -84,7 +93,15 @@ class LanguageModule(nn.Module):
             hidden = head.hidden.flatten(0, -2)
             hidden = hidden[item.keep] if item.plan is None else hidden
             found["values"] = self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()[item.source]
+        if terms is not None:
+            found |= {f"term {name}": x for name, x in terms(_of_tokens(logits, item), item.target, item.place).items()}
         return found
+
+
+def _of_tokens(logits: Tensor, item: Pack) -> Tensor:
+    """One row of logits a response token; no copy where no two tokens share a row."""
+    own = torch.arange(len(logits), device=item.source.device)
+    return logits if torch.equal(item.source, own) else logits[item.source]
 
 
 def _chosen(logits: Tensor, item: Pack) -> Tensor:
@@ -186,7 +203,13 @@ class TransformersPolicy:
         return PlainDecoder(self.model, some, owner)
 
     def score(
-        self, rollouts: Rollouts, *, entropy: bool = False, tilts: Sequence[float] = (), values: bool = False
+        self,
+        rollouts: Rollouts,
+        *,
+        entropy: bool = False,
+        tilts: Sequence[float] = (),
+        values: bool = False,
+        terms: TokenTerms | None = None,
     ) -> Scores:
         """Score the response tokens; differentiable. The prompt and every padded place cost nothing.
 
@@ -201,7 +224,7 @@ class TransformersPolicy:
             empty = torch.zeros(shape, device=rollouts.response_ids.device)
             return Scores(empty, empty if entropy else None, dict.fromkeys(tilts, empty), empty if values else None)
         place = torch.cat([item.place for item in packs])
-        found = self.module(packs, entropy, tuple(tilts), values)
+        found = self.module(packs, entropy, tuple(tilts), values, terms)
 
         def spread(name: str) -> Tensor:
             flat = found[name].new_zeros(shape.numel())
@@ -213,6 +236,7 @@ class TransformersPolicy:
             entropy=spread("entropy") if entropy else None,
             tilted={tilt: spread(f"tilt {tilt}") for tilt in tilts},
             values=spread("values") if values else None,
+            terms={name[5:]: spread(name) for name in found if name.startswith("term ")},
         )
 
     def save(self, directory: str | Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from policydist.errors import UsageError
 from policydist.language.generation import draw
-from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores
+from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores, TokenTerms, apply_terms
 
 
 class Linear(nn.Module):
@@ -63,7 +63,13 @@ class LinearPolicy:
         return Generation(ids[:, None], torch.ones_like(ids, dtype=torch.bool)[:, None], logprobs[:, None])
 
     def score(
-        self, rollouts: Rollouts, *, entropy: bool = False, tilts: Sequence[float] = (), values: bool = False
+        self,
+        rollouts: Rollouts,
+        *,
+        entropy: bool = False,
+        tilts: Sequence[float] = (),
+        values: bool = False,
+        terms: TokenTerms | None = None,
     ) -> Scores:
         """Score; see `Policy`."""
         ids, real = rollouts.response_ids, rollouts.response_attention
@@ -74,6 +80,7 @@ class LinearPolicy:
             entropy=-(logprobs.exp() * logprobs).sum(-1, keepdim=True) * real if entropy else None,
             tilted={tilt: (logits / tilt).log_softmax(-1).gather(1, ids) * real for tilt in tilts},
             values=estimates[:, None] * real if values else None,
+            terms=apply_terms(terms, logits[:, None], ids, real),
         )
 
     def probabilities(self) -> Float[Tensor, "C A"]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from policydist.errors import UsageError
 from policydist.language.generation import draw
-from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores
+from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores, TokenTerms, apply_terms
 
 MOST_SEQUENCES = 1_000_000
 
@@ -102,7 +102,13 @@ class TabularPolicy:
         return Generation(ids, torch.ones_like(ids, dtype=torch.bool), logprobs)
 
     def score(
-        self, rollouts: Rollouts, *, entropy: bool = False, tilts: Sequence[float] = (), values: bool = False
+        self,
+        rollouts: Rollouts,
+        *,
+        entropy: bool = False,
+        tilts: Sequence[float] = (),
+        values: bool = False,
+        terms: TokenTerms | None = None,
     ) -> Scores:
         """Score; see `Policy`."""
         ids, real = rollouts.response_ids, rollouts.response_attention
@@ -113,6 +119,7 @@ class TabularPolicy:
             entropy=-(everything.exp() * everything).sum(-1) * real if entropy else None,
             tilted={tilt: tensor * real for tilt, tensor in zip(tilts, tilted, strict=True)},
             values=estimates * real if values else None,
+            terms=apply_terms(terms, everything, ids, real),  # log-probabilities are logits too
         )
 
     def sequences(self) -> Int[Tensor, "M T"]:
