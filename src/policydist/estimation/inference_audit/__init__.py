@@ -1,0 +1,1 @@
+"""How much does a trained model give away about the distribution of its training data?"""
