@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from policydist.language.recipe import Context, Judge, PromptSource
-from policydist.language.types import Policy, Sampling
+from policydist.language.types import Policy, Prompts, Sampling
 from policydist.language.world import World
 from policydist.runs import seeds
 
@@ -38,7 +38,8 @@ class Evaluation:
         return self.measure(ctx.policy, ctx.world)
 
     def measure(self, policy: Policy, world: World | None = None) -> dict[str, float]:
-        """``eval/accuracy`` (mean over samples), ``eval/pass@n``, ``eval/entropy`` (sampled, nats a token), ``eval/length``."""
+        """``eval/accuracy`` (mean over samples), ``eval/pass@n``, ``eval/entropy`` (sampled, nats a token), ``eval/length``;
+        where rows name a ``source``, also ``eval/accuracy/<source>`` for each one among them."""
         world = world or World()
         count = min(self.rows, len(self.source))
         prompts = self.source.take(torch.arange(count), self.samples)
@@ -58,4 +59,14 @@ class Evaluation:
             f"eval/pass@{self.samples}": float(pass_at_k(right, self.samples, self.samples).mean()),
             "eval/entropy": float(-(judged.behavior_logprobs * mask).sum() / mask.sum()),
             "eval/length": float(judged.lengths.float().mean()),
+            **by_source(prompts, scores.double().mean(1)),
         }
+
+
+def by_source(prompts: Prompts, accuracy: Float[Tensor, " Q"]) -> dict[str, float]:
+    """Mean accuracy of every source that the prompts' rows name."""
+    found: dict[str, list[float]] = {}
+    for item, value in zip(prompts.items, accuracy.tolist(), strict=False):
+        if item.get("source") is not None:
+            found.setdefault(str(item["source"]), []).append(value)
+    return {f"eval/accuracy/{name}": sum(values) / len(values) for name, values in sorted(found.items())}

@@ -18,11 +18,40 @@ def counts(samples: int | Int[Tensor, " Q"], prompts: int) -> Int[Tensor, " Q"]:
     return torch.full((prompts,), samples) if isinstance(samples, int) else samples
 
 
-class ContextPrompts:
-    """Prompts of a tabular or linear policy: prompt q is the number q."""
+def row_sources(source: object, column: str | None = None) -> list[str]:
+    """Which source each row of a prompt source belongs to.
 
-    def __init__(self, contexts: int) -> None:
+    For text the rows' ``column``, by default ``source`` if they have it and else ``difficulty``; for a small world what it
+    was made with.
+
+    Raises:
+        UsageError: rows without such a column, or with it empty.
+    """
+    if isinstance(source, ContextPrompts) and source.sources is not None:
+        return list(source.sources)
+    rows = source.rows if isinstance(source, TextPrompts) else ()
+    names = [column] if column else ["source", "difficulty"]
+    chosen = next((name for name in names if any(row.get(name) is not None for row in rows)), None)
+    if chosen is None:
+        raise UsageError(
+            f"the task's rows have no column {' or '.join(names)}; mix tasks (task.name=mix:arithmetic,chain,logic) or add "
+            "the column to the file"
+        )
+    found = [row.get(chosen) for row in rows]
+    for number, name in enumerate(found):
+        if name is None or not str(name).strip():
+            raise UsageError(f"row {number} has no {chosen}; either all rows of a task name their source or none")
+    return [str(name) for name in found]
+
+
+class ContextPrompts:
+    """Prompts of a tabular or linear policy: prompt q is the number q; ``sources`` [contexts] names each one's source."""
+
+    def __init__(self, contexts: int, sources: Sequence[str] | None = None) -> None:
+        if sources is not None and len(sources) != contexts:
+            raise UsageError(f"{len(sources)} sources for {contexts} contexts; give one each")
         self.contexts = contexts
+        self.sources = sources
 
     def __len__(self) -> int:
         return self.contexts

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError
+from policydist.functional import effective_gradient_ratio
 from policydist.language.credits import rewards_of
 from policydist.language.recipe import Context, Norm, Recipe
 from policydist.language.types import Policy, Rollouts
@@ -336,13 +337,11 @@ def describe(rollouts: Rollouts, ctx: Context) -> None:
     """Log rewards and lengths of the main rollouts; rows marked ``extras["auxiliary"]`` are reported apart."""
     auxiliary = rollouts.extras.get("auxiliary")
     main = rollouts if auxiliary is None else rollouts.select(~auxiliary)
-    rewards, groups = rewards_of(main), int(main.group.max()) + 1
-    counts = torch.zeros(groups, dtype=rewards.dtype, device=rewards.device)
-    ones = counts.index_add(0, main.group, torch.ones_like(rewards))
-    mean = counts.index_add(0, main.group, rewards) / ones.clamp(min=1)
-    spread = counts.index_add(0, main.group, (rewards - mean[main.group]).abs())
+    rewards = rewards_of(main)
+    effective = effective_gradient_ratio(rewards, main.group, tolerance=1e-6)
     ctx.log("reward", rewards.mean())
-    ctx.log("effective_groups", (spread > 1e-6).sum() / (ones > 0).sum())
+    ctx.log("effective_groups", effective.prompts)
+    ctx.log("effective_samples", effective.samples)
     ctx.log("response_length", main.lengths.float().mean())
     ctx.log("response_tokens", rollouts.lengths.sum())
     for name, values in main.extras.items():

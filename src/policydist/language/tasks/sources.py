@@ -1,4 +1,4 @@
-"""From a task's name to a task: procedural tasks, reasoning-gym, data files, and datasets of the Hub."""
+"""From a task's name to a task: procedural tasks, reasoning-gym, data files, datasets of the Hub, mixtures of these."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from policydist.errors import PolicydistError, UsageError, nearest
 from policydist.language.tasks.base import Grader, Row, Task
 from policydist.language.tasks.files import HUB_OPTIONS, Columns, read_hub, read_jsonl, read_parquet
 from policydist.language.tasks.grading import GRADERS, last_number
+from policydist.language.tasks.mixture import load_mixture
 from policydist.language.tasks.rewards import python_function
 
-KINDS = ("reasoning-gym:<name>", "jsonl:<file>", "parquet:<file>", "hub:<name>[:config][@split]")
+KINDS = (
+    "reasoning-gym:<name>",
+    "jsonl:<file>",
+    "parquet:<file>",
+    "hub:<name>[:config][@split]",
+    "mix:<task>,<task>,…",
+)
 """The kinds of task besides the named ones."""
 
 READERS: Mapping[str, Callable[[Path, Columns], list[Row]]] = {"jsonl": read_jsonl, "parquet": read_parquet}
@@ -43,6 +50,7 @@ def load_task(
         jsonl:<file>[,<test file>]      one JSON object a line
         parquet:<file>[,<test file>]
         hub:<name>[:config][@split[,split]]   through `datasets`; options revision, cache_dir, data_dir, data_files
+        mix:<task>,<task>,…             several of these; options are ``{task: options}``, sizes are each task's
 
     Data files and Hub datasets without a test part are split by ``seed``: a tenth of the rows, at most 256, is for
     testing. Sizes cut a larger set down; asking for more rows than there are is an error.
@@ -61,8 +69,17 @@ def load_task(
         if size is not None and size < least:
             raise UsageError(f"{name} is {size}; it must be at least {least}")
     kind, colon, argument = spec.partition(":")
-    if colon and kind in ("reasoning-gym", "hub", *READERS) and not argument:
+    if colon and kind in ("reasoning-gym", "hub", "mix", *READERS) and not argument:
         raise UsageError(f"task {spec!r}: write {next(form for form in KINDS if form.startswith(kind))}")
+    if colon and kind == "mix":
+
+        def part(name: str, own: Mapping[str, Any]) -> Task:
+            columns = {"prompt_column": prompt_column, "answer_column": answer_column}
+            given = grader if name.partition(":")[0] in ("hub", *READERS) else "auto"
+            sizes = {"train_size": train_size, "test_size": test_size}
+            return load_task(name, seed=seed, grader=given, options=own, **columns, **sizes)  # type: ignore[arg-type]
+
+        return load_mixture(spec, part, options)
     if colon and kind in ("hub", *READERS):
         columns = Columns(prompt_column, answer_column, grader)
         return _load_data(spec, columns, options, seed, (train_size, test_size))
