@@ -170,6 +170,11 @@ def unlikelihood(
     return -(torch.log1p(-chosen.exp().clamp(max=1 - 1e-6)) * valid).sum(1)
 
 
+def first_occurrences(ids: Int[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
+    """Where a token appears in its row for the first time."""
+    return ~(ids[:, :, None] == ids[:, None, :]).tril(-1).any(2)
+
+
 def sft_loss(
     logits: Float[Tensor, "B T V"],
     targets: Int[Tensor, "B T"],

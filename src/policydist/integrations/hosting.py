@@ -18,8 +18,12 @@ from policydist.runs import config as configs
 
 NEEDS = {
     "aepo": "a second, hotter or colder, sampling pass",
+    "dft": "responses from the data in place of samples",
+    "otr": "responses from the data and every token's whole distribution",
     "ppo": "a value head and its loss",
+    "rft": "a supervised loss on the accepted samples alone",
     "sft": "responses from the data in place of samples",
+    "subnetworks": "the trainer's weights before and after every step",
 }
 """What those methods need that a host, which samples by itself and trains one language model, does not give."""
 

@@ -44,9 +44,13 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "algorithm.filter_groups, the reward manager's overlong buffer",
         "dcpo": "it needs the previous update's entropy and log-probabilities at a second temperature, and verl hands an "
         "estimator rewards, mask and uid only. A trainer of your own can compute it with policydist.functional",
+        "dft": "it imitates data and has no rewards",
         "gspo": "its advantage is policydist_grpo's; the rest is policy_loss.loss_mode=policydist_gspo",
+        "otr": "it imitates data and has no rewards",
         "ppo": "verl brings its own critic: adv_estimator=gae",
+        "rft": "it imitates its own accepted samples: verl's SFT trainer on them",
         "sft": "it imitates data and has no rewards: verl's SFT trainer",
+        "subnetworks": "it watches the weights, not the advantages; train with verl, then policydist diff",
     }
 )
 """Methods that no advantage estimator of verl can express, and why."""

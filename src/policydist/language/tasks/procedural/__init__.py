@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import wraps
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -11,28 +14,31 @@ from policydist.errors import UsageError, nearest
 from policydist.language.tasks.base import Row, Task
 from policydist.language.tasks.procedural import arithmetic, chain, countdown, logic, multi
 from policydist.language.tasks.procedural.rows import MARKER, final_answer
+from policydist.runs.seeds import numpy_generator
 
 __all__ = ["MARKER", "PROCEDURAL", "final_answer", "solution"]
 
-PROCEDURAL: Mapping[str, Callable[..., Task]] = MappingProxyType(
-    {
-        "arithmetic": arithmetic.build,
-        "countdown": countdown.build,
-        "chain": chain.build,
-        "logic": logic.build,
-        "multi": multi.build,
-    }
-)
-"""Task builders ``build(seed=0, train_size=4096, test_size=256, difficulty=…)`` by name."""
+_MODULES: Mapping[str, Any] = {
+    "arithmetic": arithmetic, "countdown": countdown, "chain": chain, "logic": logic, "multi": multi,
+}  # fmt: skip
 
 
-_WORKING: Mapping[str, Callable[[Row, np.random.Generator, float], str]] = {
-    "arithmetic": arithmetic.working,
-    "countdown": countdown.working,
-    "chain": chain.working,
-    "logic": logic.working,
-    "multi": multi.working,
-}
+def _worked(name: str, build: Callable[..., Task]) -> Callable[..., Task]:
+    """The builder, with a worked solution as every row's ``completion``: what supervised methods imitate."""
+
+    def answered(rows: Sequence[Row], *stream: object) -> list[Row]:
+        rng = numpy_generator(*stream)
+        return [{**row, "completion": solution(name, row, rng)} for row in rows]
+
+    @wraps(build)
+    def built(seed: int = 0, *sizes: int, **options: Any) -> Task:
+        task = build(seed, *sizes, **options)
+        train, test = (
+            answered(rows, seed, "solution", name, side) for side, rows in (("train", task.train), ("test", task.test))
+        )
+        return replace(task, train=train, test=test)
+
+    return built
 
 
 def solution(name: str, row: Row, rng: np.random.Generator, slip: float = 0.0) -> str:
@@ -43,6 +49,14 @@ def solution(name: str, row: Row, rng: np.random.Generator, slip: float = 0.0) -
     Raises:
         UsageError: for an unknown task.
     """
-    if name not in _WORKING:
-        raise UsageError(f"unknown task {name!r}: {nearest(name, _WORKING)}")
-    return _WORKING[name](row, rng, slip)
+    if name not in _MODULES:
+        raise UsageError(f"unknown task {name!r}: {nearest(name, _MODULES)}")
+    text: str = _MODULES[name].working(row, rng, slip)
+    return text
+
+
+PROCEDURAL: Mapping[str, Callable[..., Task]] = MappingProxyType(
+    {name: _worked(name, module.build) for name, module in _MODULES.items()}
+)
+"""Task builders ``build(seed=0, train_size=4096, test_size=256, difficulty=…)`` by name; each row has a ``prompt``, what
+its grader needs, and a right ``completion``."""
