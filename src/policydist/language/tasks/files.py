@@ -23,9 +23,13 @@ class Columns:
     def row(self, record: Mapping[str, Any], where: str) -> Row:
         """The record with its prompt and answer under the names that graders use; other columns stay.
 
+        Demonstrations come as ``prompt`` and ``completion`` or as chat ``messages`` (`demonstration`); without an answer of
+        its own such a row takes the completion for the answer.
+
         Raises:
             UsageError: naming ``where`` for a missing column, a null or empty prompt, or a null answer.
         """
+        record = demonstration(record, self, where)
         row = dict(record)
         wanted = {"prompt": self.prompt, "answer": self.answer}
         for name, column in wanted.items():
@@ -46,6 +50,36 @@ class Columns:
         if self.grader == "auto":
             return not ("rubric" in record or {"numbers", "target"} <= record.keys())
         return ":" not in self.grader and self.grader not in ("rubric", "expression")
+
+
+def demonstration(record: Mapping[str, Any], columns: Columns, where: str) -> Mapping[str, Any]:
+    """The record with a ``completion`` that is a text, if it demonstrates anything.
+
+    Of ``messages`` the last turn of the assistant is the completion, what precedes it the prompt, and what follows it is
+    left out. A ``completion`` may itself be a list of one message of the assistant.
+
+    Raises:
+        UsageError: naming ``where`` for messages that are not messages, without a turn of the assistant, or with nothing
+            before it.
+    """
+    found = dict(record)
+    if columns.prompt not in record and record.get("messages") is not None:
+        turns = check_prompt(record["messages"], where)
+        if isinstance(turns, str):
+            raise UsageError(f"{where}: messages is a text; it must be a list of chat messages")
+        last = max((n for n, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
+        if last < 1:
+            raise UsageError(f"{where}: the messages need a turn of the assistant with something before it")
+        del found["messages"]
+        found |= {columns.prompt: turns[:last], "completion": turns[last]["content"]}
+    elif isinstance(completion := record.get("completion"), list):
+        turns = check_prompt(completion, where)
+        if len(turns) != 1 or turns[0]["role"] != "assistant":  # type: ignore[index]
+            raise UsageError(f"{where}: a completion in messages must be one message of the assistant")
+        found["completion"] = turns[0]["content"]  # type: ignore[index]
+    if isinstance(found.get("completion"), str) and columns.answer not in found and columns.needs_answer(found):
+        found[columns.answer] = found["completion"]
+    return found
 
 
 def check_prompt(prompt: Any, where: str) -> str | list[dict[str, str]]:
