@@ -1,0 +1,1 @@
+"""Distributions of mixed-integer programs, strong-branching data, learned branching and its evaluation."""
