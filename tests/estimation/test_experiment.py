@@ -16,7 +16,8 @@ import pytest
 import policydist
 from policydist.errors import PolicydistError, UsageError
 from policydist.estimation import experiment, methods
-from policydist.estimation.frames import read_frame
+from policydist.estimation.frames import numeric, read_frame
+from policydist.estimation.methods.integer_dists import IntegerRegressor, load_model, save_model
 from policydist.estimation.methods.r3d import R3D
 from policydist.runs.directory import read_config, read_metrics, read_status, write_whole
 
@@ -209,3 +210,81 @@ def test_options_of_the_other_family_are_refused(scores: Path) -> None:
         policydist.train("r3d", data="absent.csv")
     with pytest.raises(UsageError, match="for method grpo, not r3d"):
         policydist.train("r3d", config={"method": "grpo"})
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame({"age": rng.uniform(20, 60, 240), "visits": 0, "urban": rng.random(240) < 0.5})
+    table["visits"] = rng.poisson(table["age"] / 10)
+    path = tmp_path_factory.mktemp("data") / "visits.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+FAST = ["target=visits", "max_steps=20", "hidden=[8]", "head=negative_binomial", "device=cpu"]
+
+
+def test_the_integer_regressor_run_keeps_model_and_predictions(counts: Path, tmp_path: Path) -> None:
+    outcome = experiment.train("integer_dists", data=counts, settings=FAST, out=tmp_path / "run")
+    table, made = pd.read_csv(counts), pd.read_csv(outcome.path / "predictions.csv")
+    assert len(made) == outcome.final["test_rows"] == 48
+    np.testing.assert_array_equal(made["visits"], table["visits"].iloc[made["row"]])
+    model = load_model(outcome.path / "model")
+    held = table.iloc[made["row"]][["age", "urban"]]
+    np.testing.assert_allclose(model.predict(held), made["mean"])
+    assert -model.score(held, made["visits"]) == pytest.approx(outcome.final["bits"])
+    assert outcome.final["bits"] == pytest.approx(made["bits"].mean())
+    fitted = table.drop(index=made["row"])
+    again = IntegerRegressor("negative_binomial", hidden=(8,), max_steps=20, random_state=0, device="cpu")
+    again.fit(fitted[["age", "urban"]].astype(float), fitted["visits"])
+    np.testing.assert_allclose(again.predict(held.astype(float)), made["mean"])
+    assert [row["step"] for row in outcome.metrics] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("head", ["bitwise", "dalap", "discrete_weibull"])
+def test_a_saved_model_predicts_the_same(head: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 2))
+    model = IntegerRegressor(head, components=2, upper=90, max_steps=3, random_state=np.random.RandomState(0)).fit(
+        x, rng.integers(0, 60, 50)
+    )
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    np.testing.assert_array_equal(again.predict(x), model.predict(x))
+    assert again.head_ == model.head_
+    assert again.get_params() == {**model.get_params(), "random_state": None}
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-9])
+    with pytest.raises(UsageError, match="no readable model"):
+        load_model(tmp_path)
+    with pytest.raises(UsageError, match=r"model\.json"):
+        load_model(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["target=visit"], ["no column 'visit'", "visits"]),
+        (["target=visit", "features=[age]"], ["no column 'visit'", "visits"]),
+        (["features=[agee]"], ["no column 'agee'", "age"]),
+        (["target=age"], ["whole numbers", "y[0]"]),
+        (["head=dalapp"], ["'dalapp'", "dalap?"]),
+        (["test_fraction=0"], ["test_fraction must lie between 0 and 1"]),
+        (["upper=2", "lower=0"], ["covers [0, 2]", "widen lower/upper"]),
+    ],
+)
+def test_integer_runs_asked_wrongly(words: list[str], parts: list[str], counts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        experiment.train("integer_dists", data=counts, settings=[*FAST, *words], out=tmp_path / "run")
+    for part in parts:
+        assert part in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numeric_columns(tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": [1, 2], "flag": [True, False], "town": ["x", "y"], "gap": [0.5, np.nan]})
+    assert numeric(table, ["flag", "a"]).to_numpy().tolist() == [[1.0, 1.0], [0.0, 2.0]]
+    for column, text in (("town", "not numeric"), ("gap", "1 missing or infinite values, the first in row 1")):
+        with pytest.raises(UsageError, match=f"'{column}'.*{text}"):
+            numeric(table, ["a", column])

@@ -73,6 +73,30 @@ def _read(path: Path, columns: list[str] | None) -> pd.DataFrame:
     return pd.read_csv(path, usecols=columns) if kind == "csv" else pd.read_json(path, lines=True)
 
 
+def numeric(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """These columns as float64, in this order.
+
+    Raises:
+        UsageError: an absent column (nearest names offered), one that is not numeric, a missing or infinite value.
+    """
+    for name in columns:
+        if name not in frame:
+            raise UsageError(f"the table has no column {name!r}: {nearest(name, map(str, frame.columns))}")
+    try:
+        values = frame[list(columns)].astype("float64")
+    except (ValueError, TypeError):
+        word = next(name for name in columns if frame[name].dtype.kind not in "iufb")
+        raise UsageError(f"column {word!r} is not numeric; encode it as numbers or leave it out") from None
+    for name in columns:
+        bad = ~values[name].between(float("-inf"), float("inf"), inclusive="neither")
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            raise UsageError(
+                f"column {name!r} holds {int(bad.sum())} missing or infinite values, the first in row {row}"
+            )
+    return values
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """Around an estimator's ``fit`` on a user's data: its ValueError, written for the user, becomes a UsageError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
@@ -111,39 +112,50 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
         tags.target_tags.positive_only = self.head in HEADS and HEADS[self.head].counts_only
         return tags
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Learn from X (n, d) and whole-number targets y (n,); rows with weight zero count for nothing."""
+    def plain_head(self) -> IntegerHead:
+        """The head that the parameters describe, before it has seen targets."""
+        return make_head(
+            self.head, self.components, self.lower, self.upper,
+            bits=self.bits, signed=self.signed, spread_start=self.spread_start,
+        )  # fmt: skip
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> Self:
+        """Learn from X (n, d) and whole-number targets y (n,); rows with weight zero count for nothing.
+
+        ``on_step`` is called after every step with the number of steps done and the loss in bits.
+        """
         self._validate_params()
         features, outcome = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        targets = _whole_numbers(outcome)
+        targets = whole_numbers(outcome)
         weights = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
         used = weights > 0
         features, targets, weights = features[used], targets[used], weights[used]
-        plain = make_head(
-            self.head,
-            self.components,
-            self.lower,
-            self.upper,
-            bits=self.bits,
-            signed=self.signed,
-            spread_start=self.spread_start,
-        )
-        self.head_ = plain.fitted(targets)
-        _check_range(targets, self.head_, self.head)
+        self.head_ = self.plain_head().fitted(targets)
+        check_range(targets, self.head_, self.head)
         self.centre_, spread = features.mean(axis=0), features.std(axis=0)
         self.spread_ = np.where(spread > 1e-12 * np.maximum(1.0, np.abs(self.centre_)), spread, 1.0)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
-        self.network_ = _network(features.shape[1], tuple(self.hidden), self.head_, targets, generator)
-        self._train(
-            self._inputs(features).float(), torch.as_tensor(targets), torch.as_tensor(weights).float(), generator
-        )
+        self.network_ = layers([features.shape[1], *self.hidden, self.head_.n_outputs])
+        initialise(self.network_, self.head_, targets, generator)
+        data = self._inputs(features).float(), torch.as_tensor(targets), torch.as_tensor(weights).float()
+        self._train(*data, generator, on_step)
         return self
 
     def _inputs(self, X: NDArray[np.float64]) -> Tensor:
         return torch.as_tensor((X - self.centre_) / self.spread_)
 
-    def _train(self, x: Tensor, y: Tensor, weights: Tensor, generator: torch.Generator) -> None:
+    def _train(
+        self, x: Tensor, y: Tensor, weights: Tensor, generator: torch.Generator,
+        on_step: Callable[[int, float], None] | None,
+    ) -> None:  # fmt: skip
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         network = self.network_.to(device)
         x, y, weights = x.to(device), y.to(device), (weights / weights.mean()).to(device)
@@ -164,6 +176,8 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
             loss.backward()
             optimizer.step()
             curve.append(loss.item())
+            if on_step:
+                on_step(step + 1, curve[-1])
         self.network_ = network.cpu().double().eval()  # float64: a row's prediction must not depend on its batch
         self.loss_curve_ = np.asarray(curve)
 
@@ -200,15 +214,15 @@ class IntegerRegressor(RegressorMixin, BaseEstimator):
         """Mean log₂-probability of y, in bits per target: at most 0, higher is better; y outside the range raises."""
         check_is_fitted(self, "network_")
         _, outcome = validate_data(self, X, y, dtype=np.float64, y_numeric=True, reset=False)
-        targets = _whole_numbers(outcome)
-        _check_range(targets, self.head_, self.head)
+        targets = whole_numbers(outcome)
+        check_range(targets, self.head_, self.head)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         with torch.no_grad():
             logs = self.predict_distribution(X).log_prob(torch.as_tensor(targets)).double().numpy() / _LN2
         return float(np.average(logs, weights=weights))
 
 
-def _whole_numbers(y: NDArray[Any]) -> NDArray[np.int64]:
+def whole_numbers(y: NDArray[Any]) -> NDArray[np.int64]:
     """Targets as int64; the first one that is not a whole number, or too large for one, is named."""
     values = np.asarray(y)
     if values.dtype.kind == "f":
@@ -222,7 +236,7 @@ def _whole_numbers(y: NDArray[Any]) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _check_range(y: NDArray[np.int64], head: IntegerHead, name: str) -> None:
+def check_range(y: NDArray[np.int64], head: IntegerHead, name: str) -> None:
     """Raise for the first target to which the head gives probability zero."""
     low, high = head.bounds()
     outside = np.zeros(len(y), dtype=bool)
@@ -238,20 +252,19 @@ def _check_range(y: NDArray[np.int64], head: IntegerHead, name: str) -> None:
         raise ValueError(f"head {name!r} covers {left}, {right}, but y[{row}] is {y[row]}: {other}")
 
 
-def _network(
-    n_features: int, hidden: tuple[int, ...], head: IntegerHead, y: NDArray[np.int64], generator: torch.Generator
-) -> nn.Sequential:
-    """Linear–tanh layers, Glorot weights; the last layer starts small and at the head's starting bias."""
-    sizes = [n_features, *hidden, head.n_outputs]
-    layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        linear = nn.Linear(fan_in, fan_out)
+def layers(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers of these sizes with tanh between them."""
+    linears = [nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(sizes)]
+    between: list[nn.Module] = [part for linear in linears[:-1] for part in (linear, nn.Tanh())]
+    return nn.Sequential(*between, linears[-1])
+
+
+def initialise(network: nn.Sequential, head: IntegerHead, y: NDArray[np.int64], generator: torch.Generator) -> None:
+    """Glorot weights; the last layer starts small and at the head's starting bias."""
+    linears = [layer for layer in network if isinstance(layer, nn.Linear)]
+    for linear in linears:
         nn.init.xavier_normal_(linear.weight, generator=generator)
         nn.init.zeros_(linear.bias)
-        layers += [linear] if i == len(sizes) - 2 else [linear, nn.Tanh()]
     with torch.no_grad():
-        last = layers[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.mul_(0.1)
-        last.bias.copy_(head.starting_bias(y, generator))
-    return nn.Sequential(*layers)
+        linears[-1].weight.mul_(0.1)
+        linears[-1].bias.copy_(head.starting_bias(y, generator))
