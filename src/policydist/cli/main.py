@@ -179,8 +179,46 @@ class Report:
         return report.report(self)
 
 
+@dataclass(frozen=True)
+class Diff:
+    """Measure what training changed between two safetensors checkpoints: sparsity, by layer, at several tolerances.
+
+    Both are rounded to bfloat16 first, as published comparisons do: in float32 nearly every weight moves. Files are read
+    piece by piece; memory does not grow with them.
+
+    Examples: policydist diff ./Tulu-3-8B-SFT ./Tulu-3-8B-DPO --out update.png
+              policydist diff ./base runs/grpo-a/model --other runs/grpo-b/model --mask grpo-a.safetensors
+    """
+
+    before: Positional[Path]
+    """The checkpoint before training: a safetensors file, a model folder (one file or shards), or a run directory."""
+    after: Positional[Path]
+    """The checkpoint after training."""
+    other: Path | None = None
+    """Another checkpoint trained from the first: overlap of the two updates, with chance and with the null at equal |w|."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Precision at which entries are compared."""
+    tolerances: tuple[float, ...] = (0.0, 1e-5, 1e-4)
+    """Absolute differences up to which two entries count as equal."""
+    rank: bool = False
+    """Also the rank of every matrix's difference; a singular value decomposition each, slow for large models."""
+    mask: Path | None = None
+    """Write the mask of changed entries (.safetensors), for training this subnetwork alone."""
+    out: Path | None = None
+    """Write a figure (.png) of the layers."""
+    workers: int | None = None
+    """Threads; one more than there are cores by default."""
+    json: bool = False
+    """Print JSON, with every tensor."""
+
+    def run(self) -> int:
+        from policydist.cli import diff
+
+        return diff.diff(self)
+
+
 COMMANDS: dict[str, type] = {
-    "papers": Papers, "show": Show, "train": Train, "compare": Compare, "claim": Claim, "report": Report,
+    "papers": Papers, "show": Show, "train": Train, "compare": Compare, "claim": Claim, "report": Report, "diff": Diff,
 }  # fmt: skip
 
 
