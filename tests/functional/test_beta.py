@@ -1,4 +1,4 @@
-"""BNPO: identities 1 to 8 of its sheet, the reference values of its claim, and its traps."""
+"""BNPO: its identities, the reference values of its claim, and its traps."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from reportdata import claim_record, comparison, results_folder, run_folder
 from policydist.claims import record
 from policydist.errors import PolicydistError, UsageError
 from policydist.report import site
+from policydist.report.words import cited
 
 HOSTILE = "<script>alert('x')</script>"
 VOID = {"meta", "img", "br"}
@@ -175,3 +176,10 @@ def test_requests_that_make_no_sense(tmp_path):
     with pytest.raises(UsageError, match=r"--results .* is not a folder"):
         site.write(tmp_path / "out", tmp_path / "empty", tmp_path / "absent")
     assert not (tmp_path / "out").exists()
+
+
+def test_references_to_the_specification_read_as_such() -> None:
+    assert cited("variance theorem (sheet 3.7, E1)") == "variance theorem"
+    assert cited("the sheet's settings (E1)") == "the specification's settings (E1)"
+    assert cited("sheet") == "specification"
+    assert cited("a worksheet (sheets)") == "a worksheet (sheets)"

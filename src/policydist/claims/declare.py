@@ -28,7 +28,10 @@ worst observed. NaN without it makes the claim `invalid`."""
 
 @dataclass(frozen=True)
 class Setting:
-    """A hyperparameter or a constant of the task, with where its value comes from."""
+    """A hyperparameter or a constant of the task, with where its value comes from.
+
+    ``sheet`` is the specification that the maintainers wrote for the small experiment before its first run.
+    """
 
     value: Any
     source: Source

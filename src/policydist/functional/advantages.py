@@ -1,7 +1,7 @@
 """Advantages from outcome rewards in ragged groups (GRPO and its relatives) and from token rewards (GAE, REINFORCE++).
 
 N responses, T tokens, K reward components, Q groups. Advantages are constants of the update: pass rewards without
-gradient. Token-level results are 0 outside ``mask``. Conventions: DCPO sheet section 4.1-4.2 (verl and TRL).
+gradient. Token-level results are 0 outside ``mask``. Conventions: verl and TRL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From token losses [N, T] to one number: the normalisations that verl and TRL name (DCPO sheet section 4.5)."""
+"""From token losses [N, T] to one number: the normalisations that verl and TRL name."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class BetaNormalization:
 
 
 def beta_moments(p: Float[Tensor, " Q"], *, ddof: int = 1) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Beta(a, b) whose mean and variance are those of the prompts' success rates (BNPO sheet 3.2).
+    """Beta(a, b) whose mean and variance are those of the prompts' success rates (arXiv 2506.02864, released code).
 
     ``c = mu (1 - mu) / v - 1``, ``a = c mu``, ``b = c (1 - mu)`` with ``v`` over Q - ``ddof``. ``p`` are *estimated*
     rates: their sampling noise inflates ``v``, as in the paper. Overdispersed rates give negative a and b.
@@ -57,7 +57,7 @@ def beta_moments(p: Float[Tensor, " Q"], *, ddof: int = 1) -> tuple[Float[Tensor
 def bnpo_params(
     a: Float[Tensor, "..."], b: Float[Tensor, "..."], *, floor: float = 1.0
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """Least-variance normaliser ``alpha = max(floor, 1 + a/3)``, ``beta = max(floor, 1 + b/3)`` (BNPO sheet 3.3)."""
+    """Least-variance normaliser ``alpha = max(floor, 1 + a/3)``, ``beta = max(floor, 1 + b/3)`` (arXiv 2506.02864)."""
     return (1 + a / 3).clamp(min=floor), (1 + b / 3).clamp(min=floor)
 
 
@@ -68,7 +68,7 @@ def bnpo_weight(
     *,
     cap: float = 1e6,
 ) -> Float[Tensor, "*Q"]:
-    """``min(cap, 1 / f(p; alpha, beta))`` with f the Beta density, for p in [0, 1] (BNPO sheet 3.4).
+    """``min(cap, 1 / f(p; alpha, beta))`` with f the Beta density, for p in [0, 1] (arXiv 2506.02864).
 
     (1, 1) gives 1, (3/2, 3/2) gives ``(pi/8) / sqrt(p (1-p))``. Where the density is 0 the weight is ``cap``, never
     infinite.
@@ -134,7 +134,7 @@ def decomposed_advantage(
     singleton: Singleton = "zero",
     count_inactive: bool = False,
 ) -> tuple[Float[Tensor, " N"], dict[str, BetaNormalization]]:
-    """Mean over reward components of their own `bnpo_advantage`, each with its own Beta (BNPO sheet 3.6).
+    """Mean over reward components of their own `bnpo_advantage`, each with its own Beta (arXiv 2506.02864).
 
     A component that is 0 for the whole batch is inactive: it adds nothing, and by default does not count in the mean.
     The released code counts it (``count_inactive=True``), which halves the advantage when a second reward is switched
@@ -163,8 +163,9 @@ def bnpo_variance(
     a: Float[Tensor, "..."] | float,
     b: Float[Tensor, "..."] | float,
 ) -> Float[Tensor, "..."]:
-    """Gradient variance under success rates p ~ Beta(a, b), up to the scale of the score vectors (BNPO sheet 3.7).
+    """Gradient variance under success rates p ~ Beta(a, b), up to the scale of the score vectors.
 
+    The variance theorem of arXiv 2506.02864, in our own derivation:
     ``V = E[p (1-p) / f(p; alpha, beta)^2] = B(alpha, beta)^2 B(a + 3 - 2 alpha, b + 3 - 2 beta) / B(a, b)``, assuming
     that score and advantage are uncorrelated. Infinite unless ``alpha < (a+3)/2`` and ``beta < (b+3)/2``; least at
     ``alpha = 1 + a/3``, ``beta = 1 + b/3``. Arguments broadcast; the result is in double precision.

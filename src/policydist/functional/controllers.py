@@ -22,7 +22,9 @@ def entropy_switch(entropy: float, target: float, high: float = 1.2, low: float 
 
 
 def dcpo_alpha(entropy: float, target: float, fraction_correct: float, cap: float = 0.1) -> float:
-    """Weight of DCPO's target term, ``alpha = a / (1 + a)`` with ``a = min(|target - entropy|, cap) / q`` (sheet 3.4).
+    """Weight of DCPO's target term, ``alpha = a / (1 + a)`` with ``a = min(|target - entropy|, cap) / q``.
+
+    Source: arXiv 2601.12730, released code.
 
     q is the fraction of correct responses in the whole batch, so that ``alpha q / (1 - alpha)``, the term's mass
     relative to GRPO's, is the capped entropy error whatever the accuracy. Without any correct response there is no
@@ -46,7 +48,7 @@ def dcpo_advantage(
     alpha: float,
     mask: Bool[Tensor, "N T"],
 ) -> Float[Tensor, "N T"]:
-    """``A' = (1 - alpha) A + alpha 1[correct] rho`` on valid tokens, 0 elsewhere (sheet 3.5).
+    """``A' = (1 - alpha) A + alpha 1[correct] rho`` on valid tokens, 0 elsewhere (arXiv 2601.12730, code).
 
     The second term is never negative and reaches correct responses of groups where A = 0. ``log_rho`` is
     `tilt_logratio` of the rollout-time policy, the same for all mini-batches; rho is neither clipped nor

@@ -1,6 +1,6 @@
 """Divergences between next-token distributions: exact from logits, and estimated from sampled tokens.
 
-V vocabulary. All in nats. Conventions of the estimators: DCPO sheet section 4.6.
+V vocabulary. All in nats. Conventions of the estimators: those of verl and TRL.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Policy-gradient surrogates per token: REINFORCE, the clipped ratio of PPO with its variants, sequence ratios.
 
 Every function returns losses to be *minimised*, not yet masked or averaged (see `aggregation`), and treats advantages
-and old log-probabilities as constants. N responses, T tokens. Conventions: DCPO sheet sections 4.3, 4.4, 4.6.
+and old log-probabilities as constants. N responses, T tokens. Conventions: verl and TRL.
 """
 
 from __future__ import annotations

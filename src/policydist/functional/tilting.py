@@ -25,7 +25,7 @@ def tilted_logprobs(
 
 
 def tilt_logratio(logits: Float[Tensor, "*N V"], tokens: Int[Tensor, "*N"], temperature: float) -> Float[Tensor, "*N"]:
-    """``log rho = log pi^T - log pi`` of each token given its prefix (DCPO, arXiv 2601.12730, sheet 3.1).
+    """``log rho = log pi^T - log pi`` of each token given its prefix (DCPO, arXiv 2601.12730).
 
     A token's ratio, to be neither clipped nor multiplied along the sequence: ``E_pi[rho] = 1`` at every prefix, and
     ``E_pi[rho f] = E_{pi^T}[f]``. It is 0 at T = 1 and does not change when a constant is added to the logits.

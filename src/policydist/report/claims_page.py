@@ -86,7 +86,7 @@ def _value(value: Any) -> str:
 
 def _settings(record: Record) -> list[dict[str, str]]:
     return [
-        {"setting": name, "value": _value(entry["value"]), "from": str(entry["source"])}
+        {"setting": name, "value": _value(entry["value"]), "from": words.cited(str(entry["source"]))}
         for name, entry in (record.get("settings") or {}).items()
     ]
 
@@ -102,7 +102,7 @@ def _design(record: Record) -> list[tuple[str, str]]:
         ("metric", f"{metric['name']} ({metric['unit'] or 'no unit'}; better: {metric['better'].replace('_', ' ')})"),
         ("tuning", trials if tuning.get("trials") else "none"),
         ("claim", f"version {record['claim_version']}, {'primary' if record['primary'] else 'secondary'}"),
-        ("stands for", record.get("source", "")),
+        ("stands for", words.cited(record.get("source", ""))),
         ("declared in", f"file with SHA-256 {record['preregistered_sha256']}"),
     ]
     if record.get("preregistered_commit"):

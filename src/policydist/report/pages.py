@@ -25,7 +25,7 @@ def environment() -> Environment:
     )  # fmt: skip
     made.filters |= {
         "number": words.number, "interval": words.interval, "threshold": words.threshold, "seconds": words.seconds,
-        "words": lambda text: str(text).replace("_", " "),
+        "cited": words.cited, "words": lambda text: str(text).replace("_", " "),
     }  # fmt: skip
     made.globals["plural"] = words.plural
     return made

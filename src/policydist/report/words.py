@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,11 @@ def number(value: Any) -> str:
     if abs(value) >= 1000:
         return (f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}").replace("-", MINUS)
     return f"{value:.4g}".replace("-", MINUS)
+
+
+def cited(text: str) -> str:
+    """A record's own words for a reader, who has not the specification ("sheet") that claim files refer to."""
+    return re.sub(r"\bsheet\b", "specification", re.sub(r" \(sheet [^)]*\)", "", text))
 
 
 def interval(bounds: Sequence[float] | None) -> str:

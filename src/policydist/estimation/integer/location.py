@@ -173,7 +173,7 @@ class DiscretizedNormal(_Rounded):
 class Danorm(_LocationScale):
     """The normal density restricted to ℤ and renormalised: p(n) ∝ exp(−(n−loc)²/(2 scale²)).
 
-    The paper's exact form was not readable; this is the reconstruction of the sheet. There is no closed-form cdf:
+    The paper's exact form was not readable to us; this is our reconstruction. There is no closed-form cdf:
     ``cdf`` and ``log_mass`` sum term by term over ±(12 scale + 12) around ``loc``, and call anything beyond it zero.
     """
 
