@@ -270,7 +270,7 @@ def test_tokenizers_without_a_pad_token(tiny: Any, tmp_path: Path, capsys: Captu
 def test_faulty_reward_functions(function: str, parts: list[str], tiny: Any, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "run"
     words = tiny.train("grpo", 1, "--set", f"task.grader=tiny_rewards:{function}", "--out", str(out))
-    line = refused(capsys, words, 1, "reward", *parts)
+    line = refused(capsys, words, 1, f"reward tiny_rewards:{function}", *parts)
     status = read_status(out)
     assert status["state"] == "failed"
     assert status["error"] in line

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError, nearest
 from policydist.language.tasks.base import Grader, Row, Task
+from policydist.language.tasks.rewards import UserReward
 from policydist.language.types import Rollouts
 
 
@@ -97,10 +98,13 @@ def grade(name: str, grader: Grader, responses: Sequence[str], rows: Sequence[Ro
 
     Raises:
         PolicydistError: when the grader raises (the sample is found by grading one at a time), or returns a wrong
-            length or type, NaN or an infinity; the text names component, sample and value.
+            length or type, NaN or an infinity; the text names component (a user's function by its
+            ``module:function``), sample and value.
     """
     if not responses:
         return []
+    if isinstance(grader, UserReward):
+        name = grader.spec
     try:
         given = grader(responses, rows)
     except PolicydistError:

@@ -15,11 +15,24 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from policydist.errors import UsageError, nearest
 from policydist.language.tasks.base import Grader, Row
+
+
+@dataclass(frozen=True)
+class UserReward:
+    """A grader that calls a user's function; ``spec``, its ``module:function``, names it in errors."""
+
+    spec: str
+    function: Callable[..., Any]
+
+    def __call__(self, responses: Sequence[str], rows: Sequence[Row]) -> Sequence[float]:
+        rewards: Sequence[float] = self.function(**trl_arguments(responses, rows))
+        return rewards
 
 
 def python_function(spec: str) -> Grader:
@@ -28,13 +41,7 @@ def python_function(spec: str) -> Grader:
     Raises:
         UsageError: when the module or the function is not found, fails to import, or is not callable.
     """
-    function = load_function(spec)
-
-    def grade(responses: Sequence[str], rows: Sequence[Row]) -> Sequence[float]:
-        rewards: Sequence[float] = function(**trl_arguments(responses, rows))
-        return rewards
-
-    return grade
+    return UserReward(spec, load_function(spec))
 
 
 def load_function(spec: str) -> Callable[..., Any]:
