@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from math import comb, isfinite
 
@@ -68,7 +69,7 @@ def primal_dual_integral(
     """
     if not len(times) == len(primal) == len(dual):
         raise UsageError("the integral needs a primal and a dual bound at every time")
-    if any(later < earlier for earlier, later in zip(times, times[1:], strict=False)):
+    if any(later < earlier for earlier, later in itertools.pairwise(times)):
         raise UsageError("the integral needs times in order")
     total, last = 0.0, start
     for time, p, d in zip(times, primal, dual, strict=True):

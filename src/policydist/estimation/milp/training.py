@@ -77,7 +77,7 @@ def choice_loss(
     return losses.mean() if reduction == "mean" else losses
 
 
-def train(
+def train_policy(
     samples: Samples,
     config: TrainConfig,
     seed: int = 0,
