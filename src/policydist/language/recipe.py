@@ -110,9 +110,21 @@ class Objective(Protocol):
     def __call__(self, policy: Policy, batch: Rollouts, ctx: Context) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
+class Extension(Protocol):
+    """What accompanies training without being a stage: it sees the weights before and after each update."""
+
+    def begin(self, policy: Policy, optimiser: torch.optim.Optimizer) -> None:
+        """Once, with the initial weights: before the first step, and before a checkpoint is restored."""
+        ...
+
+    def observe(self, ctx: Context) -> None:
+        """After every update."""
+        ...
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Five parts, and what they need from the trainer: a value head, a frozen reference policy."""
+    """Five parts, and what they need from the trainer: a value head, a frozen reference policy, extensions."""
 
     curriculum: Curriculum
     sampler: Sampler
@@ -121,6 +133,7 @@ class Recipe:
     objective: Objective
     needs_values: bool = False
     needs_reference: bool = False
+    extensions: tuple[Extension, ...] = ()
 
 
 class PromptSource(Protocol):

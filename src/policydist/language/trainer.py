@@ -96,6 +96,8 @@ class Trainer:
         self.parameters = [p for p in policy.module.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(self.parameters, config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate(step, config))
+        for extension in recipe.extensions:
+            extension.begin(policy, self.optimiser)
         world = world or World()
         if world.accelerator is not None:
             policy.module, self.optimiser = world.accelerator.prepare(policy.module, self.optimiser)
@@ -120,6 +122,8 @@ class Trainer:
             rollouts = recipe.credit(rollouts, ctx)
         with timed(ctx, "update"):
             self.update(rollouts)
+            for extension in recipe.extensions:
+                extension.observe(ctx)
         recipe.curriculum.observe(rollouts, ctx)
         self.done += 1
         self.seconds += sum(value for name, value in ctx.metrics.items() if name.startswith("seconds/"))
