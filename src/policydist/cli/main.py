@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from policydist.cli.usage import one_line
 from policydist.errors import PolicydistError, UsageError
 
 Settings = UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE")]]
@@ -223,17 +224,23 @@ COMMANDS: dict[str, type] = {
 
 
 def parse(words: Sequence[str] | None) -> Any:
-    """The command that was typed."""
+    """The command that was typed.
+
+    Raises:
+        UsageError: saying in one line which word is wrong.
+    """
+    words = sys.argv[1:] if words is None else words
     union: Any = Annotated[Papers, subcommand("papers")]
     for name, command in list(COMMANDS.items())[1:]:
         union = union | Annotated[command, subcommand(name)]
-    return tyro.cli(
-        union,
-        args=words,
-        prog="policydist",
-        description="Policies as distributions: published methods, one command each.",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    with one_line(words, COMMANDS):
+        return tyro.cli(
+            union,
+            args=words,
+            prog="policydist",
+            description="Policies as distributions: published methods, one command each.",
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
 
 
 def main(words: Sequence[str] | None = None) -> int:
