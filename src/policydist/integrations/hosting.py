@@ -21,6 +21,7 @@ NEEDS = {
     "dft": "responses from the data in place of samples",
     "otr": "responses from the data and every token's whole distribution",
     "ppo": "a value head and its loss",
+    "remax": "a greedy response to every prompt",
     "rft": "a supervised loss on the accepted samples alone",
     "sft": "responses from the data in place of samples",
     "subnetworks": "the trainer's weights before and after every step",
