@@ -87,7 +87,15 @@ class Population:
         for name in (label, property):
             if name not in frame:
                 raise UsageError(f"the data have no column {name!r}; {nearest(name, map(str, frame.columns))}")
+        for name in map(str, frame.columns):
+            bad = frame[name].isin([np.nan, np.inf, -np.inf, None])
+            if bad.any():
+                raise UsageError(
+                    f"column {name!r} holds {int(bad.sum())} missing or infinite values; impute or drop those rows first"
+                )
         column = frame[property]
+        if value is not None and pd.api.types.is_numeric_dtype(column):
+            value = _as_number(value)
         if value is not None and not (column == value).any():
             raise UsageError(f"column {property!r} never has the value {value!r}")
         dropped = [label] if keep_property else [label, property]
@@ -202,6 +210,14 @@ class TwoGroupSampler:
 
     def __call__(self, n: int, half: Half, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return self.population.draw(n, self.share, rng)[:2]
+
+
+def _as_number(value: Any) -> Any:
+    """A command line hands over text; a numeric column is compared with numbers."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _binary(values: Any, n: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from policydist.estimation.inference_audit.threads import one_torch_thread
 from policydist.runs.seeds import torch_generator
 
 
@@ -61,12 +62,8 @@ class TorchMLPClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"TorchMLPClassifier needs at least two classes, y has one class: {self.classes_[0]!r}")
         if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
             raise ValueError("epochs and batch_size must be at least 1, learning_rate positive")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # small matrices; and one thread is what makes a fit the same on every machine
-        try:
+        with one_torch_thread():
             self._train(torch.from_numpy(X), torch.from_numpy(codes.astype(np.int64)))
-        finally:
-            torch.set_num_threads(threads)
         return self
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:

@@ -15,6 +15,7 @@ from policydist.errors import UsageError
 from policydist.estimation.inference_audit.attacks import Need
 from policydist.estimation.inference_audit.evidence import Evidence, Layers, joined
 from policydist.estimation.inference_audit.invariant import WeightEncoder
+from policydist.estimation.inference_audit.threads import one_torch_thread
 from policydist.runs.seeds import derive, torch_generator
 
 
@@ -152,7 +153,7 @@ def train_encoder(
     scaling = Scaling.of(models.of(learn).layers or (), enabled=config.invariant)
     inputs, wanted = scaling(models.layers), torch.from_numpy(targets).float()
     score = nn.functional.binary_cross_entropy_with_logits if loss == "bce" else nn.functional.mse_loss
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_torch_thread():
         torch.manual_seed(derive(seed, "encoder") % 2**63)
         encoder = WeightEncoder(
             [w.shape[1:] for w, _ in models.layers], invariant=config.invariant, dropout=config.dropout
