@@ -173,6 +173,7 @@ ROOMS = {
     "cli": "the policydist command",
     "report": "tables, figures, static pages",
     "claims": "one experiment per paper",
+    "experiment": "which family trains a method",
     "integrations": "TRL, verl",
     "language": "training loop and methods",
     "estimation": "scikit-learn style estimators",

@@ -1,4 +1,4 @@
-"""Refresh the tables and figures of README and docs from the claim records.
+"""Refresh the tables and figures of README and docs from the claim records, and the counts of implemented papers.
 
 python scripts/render_results.py            write what is out of date
 python scripts/render_results.py --check    write nothing; exit code 1 if something is out of date

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from reportdata import claim_record, results_folder
 
+from policydist import catalog
 from policydist.errors import UsageError
 from policydist.report import markdown
 
@@ -97,6 +98,8 @@ def test_a_changed_or_removed_record_is_noticed(root):
         "<!-- results:end -->\n",
         "<!-- results:start -->\n<!-- results:start -->\n<!-- results:end -->\n",
         "<!-- results:start -->\n<!-- results:end -->\n<!-- results:end -->\n",
+        "<!-- results:start -->\n<!-- status:end -->\n",
+        "<!-- status:end -->\n",
     ],
 )
 def test_unmatched_marks_are_named_and_nothing_is_written(root, text):
@@ -105,6 +108,22 @@ def test_unmatched_marks_are_named_and_nothing_is_written(root, text):
     with pytest.raises(UsageError, match=r"plain\.md"):
         markdown.refresh(root, root / "results")
     assert (root / "README.md").read_text() == before
+
+
+def test_implemented_papers_are_counted(root, monkeypatch):
+    (root / "README.md").write_text(f"{MARKS.format('')}<!-- status:start -->\nfive\n<!-- status:end -->\n")
+    monkeypatch.setattr(catalog, "implemented", lambda slug: slug in ("bnpo", "r3d", "dcpo"))
+    markdown.refresh(root, root / "results")
+    text = (root / "README.md").read_text()
+    assert "five" not in text
+    assert "holds 51 papers; **3 of them are implemented**. The other 48 are" in text
+    assert "| language | 24 | 2: `bnpo`, `dcpo` |\n" in text
+    assert "| estimation | 5 | 1: `r3d` |\n" in text
+    assert "| control | 10 | – |\n" in text
+    assert "generative" not in text  # no paper of the catalogue
+    monkeypatch.setattr(catalog, "implemented", lambda slug: True)
+    assert markdown.refresh(root, root / "results", check=True) == ["README.md: a table differs from the records"]
+    assert "51 of them are implemented**.\n" in markdown.status()
 
 
 def test_without_records(tmp_path):

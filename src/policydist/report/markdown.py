@@ -1,10 +1,13 @@
-"""Tables and figures for README and docs, made from the claim records and never typed.
+"""Tables and figures for README and docs, made from the claim records and the catalogue, and never typed.
 
 A page says where they go:
 
     <!-- results:start -->          all claims; <!-- results:start bnpo aepo --> only those of these papers
     …whatever stands here is replaced…
     <!-- results:end -->
+
+    <!-- status:start -->           how many papers of each family are implemented
+    <!-- status:end -->
 
 Figures go to ``docs/figures/<claim_id>.png``, and one of all claims to ``docs/figures/claims.png``. Each carries the
 digest of its record in its metadata, so that a stale one is known without drawing it again (pixels differ between
@@ -19,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from policydist import catalog
 from policydist.claims import record
 from policydist.errors import UsageError
 from policydist.report import claim_figures, words
@@ -26,8 +30,8 @@ from policydist.report.claims_page import in_order
 from policydist.runs.directory import write_whole
 
 Record = Mapping[str, Any]
-START = re.compile(r"^[ \t]*<!-- results:start(?P<slugs>(?: [a-z0-9_]+)*) -->[ \t]*$", re.MULTILINE)
-END = re.compile(r"^[ \t]*<!-- results:end -->[ \t]*$", re.MULTILINE)
+START = re.compile(r"^[ \t]*<!-- (?P<kind>results|status):start(?P<slugs>(?: [a-z0-9_]+)*) -->[ \t]*$", re.MULTILINE)
+END = re.compile(r"^[ \t]*<!-- (?P<kind>results|status):end -->[ \t]*$", re.MULTILINE)
 OVERVIEW = "claims"  # the figure of all claims
 COLUMNS = ("claim", "statement", "verdict", "effect", "needs", "units", "time", "deviations")
 
@@ -83,6 +87,24 @@ def _footnotes(folder: Path, count: int) -> list[str]:
     ]
 
 
+def status() -> str:
+    """How many papers the catalogue holds and which are implemented, in a sentence and a table of families."""
+    papers = catalog.papers()
+    done = [paper for paper in papers if catalog.implemented(paper.slug)]
+    rest = len(papers) - len(done)
+    others = f" The other {rest} are listed, described and not there yet." if rest else ""
+    lines = [
+        f"The catalogue holds {words.plural(len(papers), 'paper')}; **{len(done)} of them are implemented**.{others}",
+        "", "| family | papers | implemented |", "|---|--:|---|",
+    ]  # fmt: skip
+    for family in catalog.FAMILIES:
+        slugs = [f"`{paper.slug}`" for paper in done if paper.family == family]
+        named = f"{len(slugs)}: {', '.join(slugs)}" if slugs else words.NOTHING
+        if count := sum(paper.family == family for paper in papers):
+            lines.append(f"| {family} | {count} | {named} |")
+    return "\n".join(lines)
+
+
 def fill(text: str, where: str, results: Path | None = None) -> str:
     """The text with every marked block made anew.
 
@@ -93,14 +115,15 @@ def fill(text: str, where: str, results: Path | None = None) -> str:
     while start := START.search(text, place):
         end = END.search(text, start.end())
         following = START.search(text, start.end())
-        if end is None or (following and following.start() < end.start()):
-            raise UsageError(f"{where}: a results:start has no results:end")
-        table = markdown_table(results, start["slugs"].split())
+        kind = start["kind"]
+        if end is None or end["kind"] != kind or (following and following.start() < end.start()):
+            raise UsageError(f"{where}: a {kind}:start has no {kind}:end")
+        table = status() if kind == "status" else markdown_table(results, start["slugs"].split())
         parts.append(f"{text[place : start.end()]}\n\n{table}\n\n{end.group()}")
         place = end.end()
     rest = text[place:]
-    if END.search(rest):
-        raise UsageError(f"{where}: a results:end has no results:start")
+    if lone := END.search(rest):
+        raise UsageError(f"{where}: a {lone['kind']}:end has no {lone['kind']}:start")
     return "".join(parts) + rest
 
 
