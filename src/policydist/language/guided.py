@@ -26,10 +26,10 @@ ANY_LENGTH = 1 << 40
 
 
 @runtime_checkable
-class Demonstrator(Protocol):
+class Steering(Protocol):
     """Puts solved examples in front of prompts. Small worlds' prompt sources implement it themselves."""
 
-    def demonstrate(self, prompts: Prompts, generator: torch.Generator) -> Prompts:
+    def steer(self, prompts: Prompts, generator: torch.Generator) -> Prompts:
         """The same prompts, in the same order, under guidance."""
         ...
 
@@ -78,6 +78,11 @@ def join(main: Rollouts, added: Rollouts, ctx: Context) -> Rollouts:
         return main
     known = None if main.old_logprobs is None else ctx.score(added).logprobs
     return Rollouts.cat([main, replace(added, old_logprobs=known)])
+
+
+def by_group(rollouts: Rollouts) -> Rollouts:
+    """The rows sorted by group, so that mini-batches hold added rows beside their own group's."""
+    return rollouts.select(torch.argsort(rollouts.group, stable=True))
 
 
 def replace_rows(rollouts: Rollouts, slots: Int[Tensor, " K"], rows: Rollouts, ctx: Context) -> Rollouts:
@@ -226,7 +231,7 @@ def jaccard(one: str, two: str) -> float:
 
 @dataclass(frozen=True)
 class ExamplePrompts:
-    """Writes ``count`` examples of the pool in front of each question: the text form of `Demonstrator`.
+    """Writes ``count`` examples of the pool in front of each question: the text form of `Steering`.
 
     ``example`` and ``question`` are templates with the fields {question} and {answer}, and {question}.
     """
@@ -237,10 +242,12 @@ class ExamplePrompts:
     example: str = "Question: {question}\nAnswer: {answer}\n\n"
     question: str = "Question: {question}\nAnswer:"
 
-    def demonstrate(self, prompts: Prompts, generator: torch.Generator) -> Prompts:
-        return encode(prompts, [self.steer(item["prompt"], generator) for item in prompts.items], self.tokenizer)
+    def steer(self, prompts: Prompts, generator: torch.Generator) -> Prompts:
+        return encode(
+            prompts, [self.with_examples(item["prompt"], generator) for item in prompts.items], self.tokenizer
+        )
 
-    def steer(self, prompt: str | Sequence[Mapping[str, str]], generator: torch.Generator) -> Any:
+    def with_examples(self, prompt: str | Sequence[Mapping[str, str]], generator: torch.Generator) -> Any:
         """One prompt with examples in front of its question.
 
         Raises:

@@ -1,6 +1,7 @@
 """Rubrics: a weighted checklist that stands in the row itself.
 
-A rubric is a list of criteria, each a mapping with ``kind``, ``value`` and, if wanted, ``weight`` (default 1):
+A rubric is a list of criteria, each a mapping with ``kind``, ``value`` and, if wanted, ``weight`` (default 1) and ``text``,
+the criterion in words, for methods that tell the policy what it missed:
 
     {"kind": "keyword",     "value": "therefore"}          the word occurs, in any case, as a whole word
     {"kind": "regex",       "value": "^Answer: \\\\d+$"}      the pattern is found (lines are anchored by ^ and $)
@@ -32,7 +33,22 @@ class Criterion:
     kind: str
     value: str | int
     weight: float = 1.0
+    text: str = ""
 
+    @property
+    def words(self) -> str:
+        """The criterion in words: its own ``text``, or what its kind says."""
+        return self.text or _WORDS[self.kind].format(value=self.value)
+
+
+_WORDS: Mapping[str, str] = {
+    "keyword": 'mentions "{value}"',
+    "regex": "matches the pattern {value}",
+    "min_words": "has at least {value} words",
+    "max_words": "has at most {value} words",
+    "min_chars": "has at least {value} characters",
+    "max_chars": "has at most {value} characters",
+}
 
 _TESTS: Mapping[str, Callable[[str, Any], bool]] = {
     "keyword": lambda text, value: re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None,
@@ -58,10 +74,16 @@ def check_rubric(rubric: Any) -> list[Criterion]:
     return criteria
 
 
+def rubric_verdicts(text: str, criteria: list[Criterion]) -> list[bool]:
+    """Which criteria hold of the text; for a penalty (negative weight) that is the bad case."""
+    head = text[:LONGEST]
+    return [_TESTS[criterion.kind](head, criterion.value) for criterion in criteria]
+
+
 def rubric_score(text: str, criteria: list[Criterion]) -> float:
     """The weighted share of met criteria, in [0, 1]."""
-    head = text[:LONGEST]
-    met = sum(criterion.weight for criterion in criteria if _TESTS[criterion.kind](head, criterion.value))
+    verdicts = zip(criteria, rubric_verdicts(text, criteria), strict=True)
+    met = sum(criterion.weight for criterion, holds in verdicts if holds)
     return min(1.0, max(0.0, met / sum(criterion.weight for criterion in criteria if criterion.weight > 0)))
 
 
@@ -69,10 +91,14 @@ def _criterion(number: int, item: Any) -> Criterion:
     where = f"rubric criterion {number}"
     if not isinstance(item, Mapping):
         raise PolicydistError(f"{where} is a {type(item).__name__}; it must be a mapping with kind and value")
-    unknown = set(item) - {"kind", "value", "weight"}
+    unknown = set(item) - {"kind", "value", "weight", "text"}
     if unknown:
-        raise PolicydistError(f"{where}: unknown key {sorted(map(str, unknown))[0]!r}; known: kind, value, weight")
-    kind, value, weight = item.get("kind"), item.get("value"), item.get("weight")
+        raise PolicydistError(
+            f"{where}: unknown key {sorted(map(str, unknown))[0]!r}; known: kind, value, weight, text"
+        )
+    kind, value, weight, text = (item.get(name) for name in ("kind", "value", "weight", "text"))
+    if text is not None and not isinstance(text, str):
+        raise PolicydistError(f"{where}: text is a {type(text).__name__}; it must be words")
     if kind not in _TESTS:
         raise PolicydistError(f"{where}: unknown kind {kind!r}: {nearest(str(kind), _TESTS)}")
     weight = 1.0 if weight is None else weight
@@ -87,4 +113,4 @@ def _criterion(number: int, item: Any) -> Criterion:
             raise PolicydistError(f"{where}: {value!r} is no regular expression: {error}") from error
     elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise PolicydistError(f"{where}: {kind} needs a whole number as value, not {value!r}")
-    return Criterion(str(kind), value, float(weight))
+    return Criterion(str(kind), value, float(weight), text or "")

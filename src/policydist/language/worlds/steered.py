@@ -108,8 +108,8 @@ class DemonstratedPrompts(ContextPrompts):
         super().__init__(len(targets))
         self.targets, self.vocab, self.wrong = targets, vocab, wrong
 
-    def demonstrate(self, prompts: Prompts, generator: torch.Generator) -> Prompts:
-        """See `policydist.language.guided.Demonstrator`."""
+    def steer(self, prompts: Prompts, generator: torch.Generator) -> Prompts:
+        """See `policydist.language.guided.Steering`."""
         targets = self.targets[prompts.ids[:, -1]]
         astray = torch.rand(len(prompts), 1, generator=generator) < self.wrong
         random = torch.randint(self.vocab, targets.shape, generator=generator)
@@ -162,11 +162,11 @@ class ChecklistPrompts(ContextPrompts):
         return rollouts.response_ids == self.targets[rollouts.prompt_ids[:, -1]]
 
     def met(self, rollouts: Rollouts) -> Int[Tensor, " N"]:
-        """See `policydist.language.methods.herl.Reviser`."""
+        """See `policydist.language.revision.Reviser`."""
         return self.verdicts(rollouts).sum(1)
 
     def revision_prompts(self, drafts: Rollouts, diagnosis: bool) -> Prompts:
-        """See `policydist.language.methods.herl.Reviser`: with a diagnosis the target is favoured where it was missed
+        """See `policydist.language.revision.Reviser`: with a diagnosis the target is favoured where it was missed
         and the draft where it was met; without one, the draft everywhere."""
         place = drafts.prompt_ids[:, -1]
         favoured = drafts.response_ids

@@ -16,6 +16,7 @@ from itertools import permutations
 import numpy as np
 
 from policydist.language.tasks.base import Row, Task
+from policydist.language.tasks.grading import rubric as rubric_grader
 from policydist.language.tasks.procedural.rows import MARKER, grader, levels, split
 
 _COMPARE: dict[str, Callable[[int, int], bool]] = {">": operator.gt, "<": operator.lt, "=": operator.eq}
@@ -27,15 +28,35 @@ _PAIR = re.compile(r"([0-9]),([0-9])", re.ASCII)
 
 
 def build(
-    seed: int = 0, train_size: int = 4096, test_size: int = 256, difficulty: int | Sequence[int] = (2, 3)
+    seed: int = 0,
+    train_size: int = 4096,
+    test_size: int = 256,
+    difficulty: int | Sequence[int] = (2, 3),
+    rubric: bool = False,
 ) -> Task:
     """Numbers and pairs of digits under constraints. ``difficulty`` is the number of constraints (2 or 3).
 
-    Every row has 3 to 30 right answers out of 100, listed in ``answers`` so that coverage can be measured.
+    Every row has 3 to 30 right answers out of 100, listed in ``answers`` so that coverage can be measured. With
+    ``rubric`` each constraint is a criterion of the row's rubric and the reward is the share that is met; accuracy still
+    asks for all.
     """
     chosen = levels("multi", difficulty, 2, 3)
     train, test = split("multi", draw, chosen, seed, train_size, test_size)
-    return Task("multi", train, test, {"accuracy": grader(accepts)}, max_new_tokens=8)
+    if not rubric:
+        return Task("multi", train, test, {"accuracy": grader(accepts)}, max_new_tokens=8)
+    parts = [[{**row, "rubric": criteria(row)} for row in rows] for rows in (train, test)]
+    graders = {"accuracy": grader(accepts), "rubric": rubric_grader()}
+    return Task("multi", *parts, graders, weights={"accuracy": 0.0, "rubric": 1.0}, max_new_tokens=8)
+
+
+def criteria(row: Row) -> list[dict[str, str]]:
+    """One criterion a constraint: the response ends in an answer that meets it."""
+    pair = row["kind"] == "pair"
+    found = []
+    for constraint in row["constraints"]:
+        fitting = "|".join(f"{n // 10},{n % 10}" if pair else str(n) for n in sorted(_fitting(constraint, pair)))
+        found.append({"kind": "regex", "value": rf"{MARKER}(?:{fitting})\Z", "text": constraint})
+    return found
 
 
 def draw(rng: np.random.Generator, difficulty: int) -> tuple[str, Row] | None:
