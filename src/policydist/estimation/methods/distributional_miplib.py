@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from policydist.errors import UsageError
-from policydist.estimation.milp.collection import Source, collect_samples, is_samples, items, load_samples
+from policydist.estimation.milp.collection import Item, Source, collect_samples, is_samples, items, load_samples
 from policydist.estimation.milp.evaluation import RULES, Row, as_record, check_rule, evaluate, evaluate_one, summarise
 from policydist.estimation.milp.expert import CollectConfig, collect, strong_scores
 from policydist.estimation.milp.folders import InstanceFolder, generate, open_folder, write_manifest
@@ -215,20 +215,28 @@ def train(config: Config, data: Path | None, run: Run, progress: Progress) -> di
     """
     ready = data is not None and is_samples(data)
     where = {} if ready else sources(config, data)
-    found = load_samples(data) if ready and data is not None else _collected(config, where, progress)
+    wanted = _wanted(config, where)
+    taken, trainings, step = len(wanted), 1, 0
+
+    def tell(done: int, numbers: Mapping[str, float]) -> None:
+        progress(done, max(done, taken + trainings * config.steps), numbers)
+
+    if ready and data is not None:
+        found = load_samples(data)
+    else:
+        settings = CollectConfig(config.per_instance, config.query, solver=config.solver)
+        found = collect_samples(wanted, settings, config.seed, config.workers, lambda done, _: tell(done, {}))
     by_domain = {domain: kept for domain, kept in found["train"].items() if kept}
     if not by_domain:
         raise UsageError("no training sample: the instances were solved without branching; take more or harder ones")
-    total, step = config.steps * (1 if config.mix == "mixed" else len(by_domain)), 0
+    trainings = 1 if config.mix == "mixed" else len(by_domain)
 
-    def tell(name: str, at: int, row: dict[str, float]) -> None:
+    def trained_on(_: str, at: int, row: dict[str, float]) -> None:
         nonlocal step
-        step += min(config.epoch, at - (at - 1) // config.epoch * config.epoch)
-        logged = {"step": step, "policy": name, **row}
-        run.log(logged)
-        progress(step, total, row)
+        step += (at - 1) % config.epoch + 1
+        tell(taken + step, row)
 
-    trained = train_protocol(by_domain, config.mix, config.training, config.seed, found["validation"], tell)
+    trained = train_protocol(by_domain, config.mix, config.training, config.seed, found["validation"], trained_on)
     policies = {domain: one.policy for domain, one in trained.items()}
     for domain, policy in policies.items():
         place = run.path / "model"
@@ -265,16 +273,13 @@ def closed_loop(
     return rows
 
 
-def _collected(
-    config: Config, where: Mapping[str, Source], progress: Progress
-) -> dict[Split, dict[str, list[BranchSample]]]:
+def _wanted(config: Config, where: Mapping[str, Source]) -> list[Item]:
+    """The instances to collect from."""
     counts: dict[Split, int] = {"train": config.instances, "validation": config.validation, "test": config.test}
-    wanted = [
+    return [
         item for source in where.values() for split, count in counts.items() if count
         for item in items(source, split, count, config.seed)
     ]  # fmt: skip
-    settings = CollectConfig(config.per_instance, config.query, solver=config.solver)
-    return collect_samples(wanted, settings, config.seed, config.workers, lambda done, total: progress(done, total, {}))
 
 
 def _imitation_text(table: Mapping[str, Mapping[str, float]]) -> str:

@@ -103,7 +103,7 @@ def train_policy(
     ]
     parts = np.array_split(share, max(1, len(share) // config.batch))
     policy.calibrate([_graphs([samples[i] for i in part]) for part in parts])
-    optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr)
+    optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, fused=True)
     best, kept, stale, losses = np.inf, None, 0, []
     step = 0
     for step in range(1, config.steps + 1):
