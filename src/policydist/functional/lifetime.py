@@ -38,7 +38,8 @@ def ziln_nll(raw: Float[Tensor, "*#s 3"], y: Shaped[Tensor, "*#s"]) -> Float[Ten
     log_y = torch.log(torch.where(positive, y, torch.ones_like(y)).to(raw.dtype))
     sigma = F.softplus(spread).clamp(min=SIGMA_FLOOR)
     density = log_y + sigma.log() + _HALF_LOG_2PI + 0.5 * ((log_y - centre) / sigma).square()
-    return torch.where(positive, F.softplus(-logit) + density, F.softplus(logit))
+    cross_entropy = F.softplus(torch.where(positive, -logit, logit))
+    return cross_entropy + torch.where(positive, density, torch.zeros_like(density))
 
 
 def ziln_mean(raw: Float[Tensor, "*s 3"]) -> Float[Tensor, "*s"]:

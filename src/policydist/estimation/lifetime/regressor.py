@@ -38,7 +38,7 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 Validation = tuple[Any, ArrayLike]
 
 LOOKS = 20  # how often history_ is written
-_MONITOR_ROWS = 4096
+_MONITOR_ROWS = 2048
 _PREDICT_ROWS = 16_384
 
 
@@ -149,7 +149,7 @@ class LifetimeRegressor(RegressorMixin, BaseEstimator):
     ) -> Self:
         """Learn from X (n, d), a DataFrame or an array, and outcomes y (n,) of at least zero.
 
-        ``validation``: (X, y) on which ``history_`` watches, by default the first 4,096 training rows; it decides
+        ``validation``: (X, y) on which ``history_`` watches, by default the first 2,048 training rows; it decides
         nothing. ``progress(step, steps, numbers)`` is called with each row of ``history_``.
 
         Raises:
