@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from policydist.cli.milp import Milp
 from policydist.cli.usage import one_line
 from policydist.errors import PolicydistError, UsageError
 
@@ -220,6 +221,7 @@ class Diff:
 
 COMMANDS: dict[str, type] = {
     "papers": Papers, "show": Show, "train": Train, "compare": Compare, "claim": Claim, "report": Report, "diff": Diff,
+    "milp": Milp,
 }  # fmt: skip
 
 

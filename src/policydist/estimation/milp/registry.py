@@ -94,7 +94,7 @@ def _known() -> dict[str, MILPDistribution]:
     entries: list[tuple[str, dict[str, Any], Hardness | None, str]] = [
         ("gisp/tiny", {"n": 50, **easy}, None, tiny),
         ("gisp/tiny80", {"n": 80, **easy}, None, tiny),
-        ("gisp/tiny65", {"n": 65, **easy}, None, tiny),
+        ("gisp/tiny60", {"n": 60, **easy}, None, tiny),
         ("gisp/mix", {"n": 115, **easy}, None, mixing),
         ("gisp/easy", {"n": 150, **easy}, "easy", code),
         ("gisp/hard", {"n": 175, **easy}, "hard", code),
