@@ -1,11 +1,13 @@
 """TRL's GRPOTrainer and ours on the same model, tokenizer, prompts, group size, steps and optimiser, in alternating processes.
 
-    python benchmarks/vs_trl.py [--rounds 3] [--steps 8] [--case skewed|equal|both]
+    python benchmarks/vs_trl.py [--rounds 3] [--steps 8] [--case skewed|equal|both] [--threads N]
 
-``equal``: every response has 32 tokens. ``skewed``: at most 128, with one chance of an end token after every token, so that
-short ones and a tail of 100 and more stand in one batch; training moves that chance, so the mean length is printed.
-Each round runs one process of each engine, one after the other; medians over
-rounds of completions a second (steps after the first two), peak memory and the final reward are printed, and their ratios.
+``equal``: every response has 32 tokens. ``skewed``: at most 128; after the first token a response is either of the short
+kind (an end token follows every token with chance about 0.2) or of the long kind (0.001; some 15 % of them), and the reward knows
+nothing of the kind and the learning rate is low, so that the lengths stay as they are. Both sides' lengths are printed.
+Each round runs one process of each engine, one after the other. Printed are medians over rounds: completions a second of
+wall time and of processor time (steps after the first two; from one step's end to the next), peak memory, the reward
+before and after, and the ratios. On a busy machine ask for ``--threads 1``: then processor time is not spent on waiting.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
+import os
 import resource
 import statistics
 import subprocess
@@ -20,11 +24,22 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROMPTS, SAMPLES, WARM = 32, 8, 2
-LENGTHS = {"equal": 32, "skewed": 128}
-RATE = 1e-4  # a larger one soon makes the end token rare, and the lengths are then no longer skewed
-END_LOGIT = {"equal": -20.0, "skewed": 1.7}
+LIMITS = {"equal": 32, "skewed": 128}
+RATES = {"equal": 1e-3, "skewed": 1e-6}
+"""With equal lengths the reward is seen to rise; with skewed ones the policy, and so its lengths, must stay as they are."""
+LONG, HAZARD = 0.13, {"short": 0.25, "long": 0.001}
+NEVER = -20.0
+"""A logit that is never drawn and, its probability being next to nothing, never trained either."""
+
+Numbers = dict[str, float]
+lengths: list[int] = []
+"""Characters of every completion that was graded in this process, in order: its tokens without the end token."""
 
 
 def build_model(folder: Path, case: str) -> None:
@@ -46,13 +61,37 @@ def build_model(folder: Path, case: str) -> None:
         num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=False, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
+    kinds = torch.arange(128) % 2  # even tokens are of the short kind, odd ones of the long kind
+    kinds[vocabulary["="]] = 2  # every prompt ends with it
     with torch.no_grad():
-        # One coordinate of every embedding is large, so that after the last norm it is the same in all states: a bias.
-        model.model.embed_tokens.weight[:, 0] = 1.0
-        model.lm_head.weight[:, 0] = 0.0
-        state = model.config.hidden_size**0.5
-        model.lm_head.weight[1, 0] = END_LOGIT[case] / state
+        # One large coordinate a kind, the same in all its tokens' embeddings and thus, after the last norm, in their
+        # states: the head's weights there are biases that depend on the kind of the last token.
+        model.model.embed_tokens.weight[:, :3] = torch.nn.functional.one_hot(kinds, 3).float()
+        model.lm_head.weight[:, :3] = biases(case, kinds, len(vocabulary)) / config.hidden_size**0.5
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= 0.1
+            for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writer.weight[:3] = 0.0
     model.save_pretrained(folder)
+
+
+def biases(case: str, kinds: Tensor, known: int) -> Tensor:
+    """Logits [token, kind of the token before it]: kinds keep to themselves, ends have their hazards."""
+    import torch
+
+    bias = torch.full((128, 3), NEVER)
+    drawn = torch.arange(3, known)
+    drawn = drawn[kinds[drawn] < 2]
+    if case == "equal":
+        bias[drawn] = 0.0
+        return bias
+    odds = math.log(LONG / (1 - LONG))
+    for kind, name in enumerate(HAZARD):
+        own = drawn[kinds[drawn] == kind]
+        bias[own, kind] = 0.0
+        bias[own, 2] = kind * odds - math.log(len(own))
+        bias[1, kind] = math.log(HAZARD[name] / (1 - HAZARD[name]) * len(own))
+    return bias
 
 
 def rows() -> list[dict[str, str]]:
@@ -61,101 +100,125 @@ def rows() -> list[dict[str, str]]:
 
 
 def digits(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """Share of digits among the characters written: no reason to write more or less, so that lengths keep their profile."""
+    """Share of digits among the characters written: the same in the mean for every length."""
+    lengths.extend(len(text) for text in completions)
     return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
 
 
-def run_ours(model: Path, case: str, steps: int, folder: Path) -> list[dict[str, float]]:
-    """Metric rows of our trainer."""
+class Clock:
+    """Wall and processor time and the reward at the end of every step."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+        self.rewards: list[float] = []
+
+    def tick(self) -> None:
+        self.times.append((time.perf_counter(), time.process_time()))
+
+    def numbers(self) -> Numbers:
+        """Medians over the steps after the first `WARM`, and the lengths seen in them."""
+        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(self.times[WARM - 1 :])]
+        wall, cpu = (statistics.median(step[i] for step in steps) for i in (0, 1))
+        seen = sorted(lengths[WARM * PROMPTS * SAMPLES :])
+        return {
+            "rate": PROMPTS * SAMPLES / wall,
+            "cpu_rate": PROMPTS * SAMPLES / cpu,
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "reward_first": self.rewards[0],
+            "reward_last": self.rewards[-1],
+            "mean": statistics.mean(seen),
+            "median": statistics.median(seen),
+            "p90": seen[int(0.9 * len(seen))],
+            "under20": sum(n < 20 for n in seen) / len(seen),
+            "over100": sum(n > 100 for n in seen) / len(seen),
+        }
+
+
+def run_ours(model: Path, case: str, steps: int, folder: Path) -> Clock:
+    """Our trainer through its Python interface, run directory and all."""
     from policydist.language.experiment import train
+
+    clock = Clock()
+
+    def on_step(row: Numbers) -> None:
+        clock.tick()
+        clock.rewards.append(row["reward"])
 
     data = folder / "rows.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in rows()))
-    sys.path.insert(0, str(Path(__file__).parent))
-    outcome = train(
-        "grpo", task=f"jsonl:{data}", model=str(model), steps=steps, out=folder / "run",
+    train(
+        "grpo", task=f"jsonl:{data}", model=str(model), steps=steps, out=folder / "run", on_step=on_step,
         settings=[
             "task.grader=vs_trl:digits", f"rollout.prompts={PROMPTS}", f"rollout.samples={SAMPLES}",
-            f"rollout.max_new_tokens={LENGTHS[case]}", f"train.lr={RATE}", "train.save_every=0", "trackers=[]",
+            f"rollout.max_new_tokens={LIMITS[case]}", f"train.lr={RATES[case]}", "train.save_every=0", "trackers=[]",
         ],
     )  # fmt: skip
-    return outcome.metrics
+    return clock
 
 
-def run_trl(model: Path, case: str, steps: int, folder: Path) -> list[dict[str, float]]:
-    """One row a step, timed by a callback, from TRL's trainer with matching settings."""
+def run_trl(model: Path, case: str, steps: int, folder: Path) -> Clock:
+    """TRL's trainer with matching settings."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    found: list[dict[str, float]] = []
+    clock = Clock()
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *arguments: object, **named: object) -> None:
-            found.append({"time": time.perf_counter()})
+            clock.tick()
 
-        def on_log(self, args: object, state: object, control: object, logs: dict[str, float], **named: object) -> None:
+        def on_log(self, args: object, state: object, control: object, logs: Numbers, **named: object) -> None:
             if "reward" in logs:
-                found[-1] |= {"reward": logs["reward"], "length": logs["completions/mean_length"]}
+                clock.rewards.append(logs["reward"])
 
     config = GRPOConfig(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES,
-        max_completion_length=LENGTHS[case], learning_rate=RATE, lr_scheduler_type="constant", beta=0.0,
+        max_completion_length=LIMITS[case], learning_rate=RATES[case], lr_scheduler_type="constant", beta=0.0,
         loss_type="dapo", temperature=1.0, bf16=False, use_cpu=True, report_to=[], logging_steps=1, save_strategy="no",
         gradient_checkpointing=False, disable_tqdm=True, adam_beta2=0.999, weight_decay=0.0,
     )  # fmt: skip
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model), reward_funcs=digits, args=config,
         train_dataset=Dataset.from_list(rows()),
-        processing_class=PreTrainedTokenizerFast.from_pretrained(model), callbacks=[Clock()],
+        processing_class=PreTrainedTokenizerFast.from_pretrained(model), callbacks=[Watch()],
     )  # fmt: skip
     trainer.train()
-    return found
+    return clock
 
 
-def worker(engine: str, model: Path, case: str, steps: int) -> None:
-    """One run in this process; prints its numbers as the last line."""
-    with tempfile.TemporaryDirectory() as folder:
-        if engine == "ours":
-            found = run_ours(model, case, steps, Path(folder))
-            times = [sum(v for k, v in row.items() if k.startswith("seconds/")) for row in found]
-            found = [row | {"length": row["response_length"]} for row in found]
-        else:
-            found = run_trl(model, case, steps, Path(folder))
-            times = [later["time"] - former["time"] for former, later in itertools.pairwise(found)]
-    print(
-        json.dumps(
-            {
-                "rate": PROMPTS * SAMPLES / statistics.median(times[WARM:]),
-                "reward": found[-1]["reward"],
-                "length": statistics.mean(row["length"] for row in found[WARM:]),
-                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            }
-        )
-    )
-
-
-def measure(case: str, rounds: int, steps: int) -> None:
+def measure(case: str, rounds: int, steps: int, threads: int | None) -> None:
     """Alternate the engines, print medians and ratios."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    results: dict[str, list[Numbers]] = {"ours": [], "trl": []}
     with tempfile.TemporaryDirectory() as folder:
         build_model(Path(folder), case)
-        results: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
         for _ in range(rounds):
             for engine, kept in results.items():
                 words = [sys.executable, __file__, "--worker", engine, "--model", folder, "--case", case]
-                done = subprocess.run([*words, "--steps", str(steps)], check=True, stdout=subprocess.PIPE, text=True)
+                done = subprocess.run(
+                    [*words, "--steps", str(steps)], check=True, stdout=subprocess.PIPE, text=True, env=environment
+                )
                 kept.append(json.loads(done.stdout.splitlines()[-1]))
     medians = {e: {k: statistics.median(r[k] for r in kept) for k in kept[0]} for e, kept in results.items()}
     print(
-        f"{case}: {PROMPTS} prompts x {SAMPLES} samples, up to {LENGTHS[case]} tokens, {rounds} rounds of {steps} steps"
+        f"{case}: {PROMPTS} prompts x {SAMPLES} samples, up to {LIMITS[case]} tokens, {rounds} rounds of {steps} steps"
     )
     for engine, row in medians.items():
         print(
-            f"  {engine:5s} {row['rate']:8.1f} completions/s   peak {row['peak_mb']:6.0f} MB   "
-            f"reward {row['reward']:.3f}   mean length {row['length']:.1f}"
+            f"  {engine:5s} {row['rate']:7.1f} completions/s   {row['cpu_rate']:7.1f} a processor second   "
+            f"peak {row['peak_mb']:5.0f} MB   reward {row['reward_first']:.3f} -> {row['reward_last']:.3f}\n"
+            f"        length: mean {row['mean']:.1f}   median {row['median']:.0f}   p90 {row['p90']:.0f}   "
+            f"under 20: {row['under20']:.0%}   over 100: {row['over100']:.0%}"
         )
-    ratios = {k: medians["ours"][k] / medians["trl"][k] for k in ("rate", "peak_mb")}
-    print(f"  ours / trl: speed {ratios['rate']:.2f}, memory {ratios['peak_mb']:.2f}")
+    ours, theirs = medians["ours"], medians["trl"]
+    ratios = {k: ours[k] / theirs[k] for k in ("rate", "cpu_rate", "peak_mb")}
+    each = ", ".join(f"{a['rate'] / b['rate']:.2f}" for a, b in zip(results["ours"], results["trl"], strict=True))
+    print(
+        f"  ours / trl: speed {ratios['rate']:.2f} (rounds: {each}), per processor second {ratios['cpu_rate']:.2f}, "
+        f"memory {ratios['peak_mb']:.2f}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -163,14 +226,21 @@ def main() -> None:
     parser.add_argument("--case", choices=("equal", "skewed", "both"), default="both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--worker", choices=("ours", "trl"))
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--threads", type=int, help="threads of either engine (default: torch's own choice)")
+    parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
-        worker(asked.worker, asked.model, asked.case, asked.steps)
+        # The grader is looked up by name, so the lengths it notes are those of the module of that name.
+        sys.path.insert(0, str(Path(__file__).parent))
+        import vs_trl
+
+        run = vs_trl.run_ours if asked.worker == "ours" else vs_trl.run_trl
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(run(asked.model, asked.case, asked.steps, Path(folder)).numbers()))
         return
     for case in ("equal", "skewed") if asked.case == "both" else (asked.case,):
-        measure(case, asked.rounds, asked.steps)
+        measure(case, asked.rounds, asked.steps, asked.threads)
 
 
 if __name__ == "__main__":
