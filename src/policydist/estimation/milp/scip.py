@@ -164,7 +164,7 @@ def _convert(model: Any, name: str) -> MILP:
     sides = [np.array(low), np.array(high), bounds[0], bounds[1]]
     kinds = {"BINARY": "B", "CONTINUOUS": "C"}
     where = (np.array(row, dtype=np.int64), np.array(column, dtype=np.int64), np.array(value, dtype=float))
-    low_, high_, lower, upper = (np.where(np.abs(s) >= infinity, np.sign(s) * np.inf, s) for s in sides)
+    low_, high_, lower, upper = (np.where(np.abs(s) >= infinity, np.copysign(np.inf, s), s) for s in sides)
     return MILP(
         name, "max" if model.getObjectiveSense() == "maximize" else "min", np.array([v.getObj() for v in variables]),
         matrix(where, len(low), len(variables)), low_, high_, lower, upper,

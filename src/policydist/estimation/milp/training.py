@@ -71,7 +71,7 @@ def choice_loss(
     target = torch.tensor([one.target for one in samples]) + counts.cumsum(0) - counts
     # Ragged log-sum-exp: every sample has its own candidates and there is no padding.
     owner = torch.arange(len(samples)).repeat_interleave(counts)
-    top = torch.full((len(samples),), -torch.inf).scatter_reduce(0, owner, logits.detach(), "amax")
+    top = torch.full((len(samples),), -torch.inf, dtype=logits.dtype).scatter_reduce(0, owner, logits.detach(), "amax")
     total = torch.zeros(len(samples), dtype=logits.dtype).index_add(0, owner, torch.exp(logits - top[owner]))
     losses = top + torch.log(total) - logits[target]
     return losses.mean() if reduction == "mean" else losses
