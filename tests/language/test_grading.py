@@ -14,7 +14,7 @@ from policydist.language.tasks.extraction import check_ways, extract_answer
 from policydist.language.tasks.grading import choice, exact_match, expression, last_number, math_verify_grader, numeric
 from policydist.language.tasks.grading import rubric as rubric_grader
 from policydist.language.tasks.rewards import load_function, python_function
-from policydist.language.tasks.rubrics import check_rubric, rubric_score
+from policydist.language.tasks.rubrics import check_rubric, rubric_score, rubric_verdicts
 
 
 def one(grader, response, **row):
@@ -361,3 +361,13 @@ def test_an_exponent_without_a_mantissa_is_no_number() -> None:
     assert last_number("e") is None
     assert last_number("1.5e3") == 1500
     assert last_number("a .5") == 0.5
+
+
+def test_a_criterion_speaks_for_itself_or_by_its_kind() -> None:
+    criteria = check_rubric(
+        [{"kind": "max_words", "value": 2, "text": "be brief"}, {"kind": "keyword", "value": "so", "weight": -1}]
+    )
+    assert [criterion.words for criterion in criteria] == ["be brief", 'mentions "so"']
+    assert rubric_verdicts("and so on", criteria) == [False, True]
+    with pytest.raises(PolicydistError, match="text is a int"):
+        check_rubric([{"kind": "max_words", "value": 2, "text": 3}])

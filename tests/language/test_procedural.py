@@ -268,3 +268,17 @@ def test_more_rows_than_there_are_is_an_error_not_a_repetition():
 def test_an_eighth_of_all_problems_is_for_tests():
     share = np.mean([rows.in_test_pool("chain", str(i)) for i in range(4000)])
     assert 0.1 < share < 0.15
+
+
+def test_constraints_can_be_graded_one_by_one() -> None:
+    task = PROCEDURAL["multi"](0, 40, 8, rubric=True)
+    grade, exact = task.graders["rubric"], task.graders["accuracy"]
+    assert task.weights == {"accuracy": 0.0, "rubric": 1.0}
+    shares = set()
+    for row in task.train:
+        answers = [f"#{n // 10},{n % 10}" if row["kind"] == "pair" else f"#{n}" for n in range(100)]
+        scores, right = grade(answers, [row] * 100), exact(answers, [row] * 100)
+        assert [score == 1 for score in scores] == [value == 1 for value in right]
+        shares |= {round(score * len(row["rubric"])) for score in scores}
+        assert [item["text"] for item in row["rubric"]] == row["constraints"]
+    assert shares >= {0, 1, 2}

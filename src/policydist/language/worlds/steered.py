@@ -21,7 +21,7 @@ from policydist.language.policies.tabular import TabularPolicy
 from policydist.language.prompts import ContextPrompts
 from policydist.language.recipe import Context, Setting
 from policydist.language.trainer import Row, TrainConfig, Trainer
-from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores
+from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores, TokenTerms, apply_terms
 from policydist.runs import seeds
 
 
@@ -68,7 +68,13 @@ class SteeredPolicy:
         return Generation(ids, torch.ones_like(ids, dtype=torch.bool), logprobs)
 
     def score(
-        self, rollouts: Rollouts, *, entropy: bool = False, tilts: Sequence[float] = (), values: bool = False
+        self,
+        rollouts: Rollouts,
+        *,
+        entropy: bool = False,
+        tilts: Sequence[float] = (),
+        values: bool = False,
+        terms: TokenTerms | None = None,
     ) -> Scores:
         """Score; see `Policy`. There are no value estimates."""
         logits = self.module(rollouts.prompt_ids, rollouts.prompt_mask)
@@ -78,6 +84,7 @@ class SteeredPolicy:
             logprobs=logprobs.gather(-1, chosen)[..., 0] * real,
             entropy=-(logprobs.exp() * logprobs).sum(-1) * real if entropy else None,
             tilted={tilt: (logits / tilt).log_softmax(-1).gather(-1, chosen)[..., 0] * real for tilt in tilts},
+            terms=apply_terms(terms, logits, rollouts.response_ids, real),
         )
 
     @torch.no_grad()

@@ -44,9 +44,9 @@ def build(
     train, test = split("multi", draw, chosen, seed, train_size, test_size)
     if not rubric:
         return Task("multi", train, test, {"accuracy": grader(accepts)}, max_new_tokens=8)
-    parts = [[{**row, "rubric": criteria(row)} for row in rows] for rows in (train, test)]
+    rated: list[list[Row]] = [[{**row, "rubric": criteria(row)} for row in rows] for rows in (train, test)]
     graders = {"accuracy": grader(accepts), "rubric": rubric_grader()}
-    return Task("multi", *parts, graders, weights={"accuracy": 0.0, "rubric": 1.0}, max_new_tokens=8)
+    return Task("multi", rated[0], rated[1], graders, weights={"accuracy": 0.0, "rubric": 1.0}, max_new_tokens=8)
 
 
 def criteria(row: Row) -> list[dict[str, str]]:
