@@ -50,7 +50,7 @@ class LinearPolicy:
 
     @property
     def device(self) -> torch.device:
-        return self.core.weights.device
+        return self.core.features.device
 
     def add_value_head(self) -> None:
         """The map always has values."""
