@@ -18,7 +18,12 @@ from policydist.runs import config as configs
 
 NEEDS = {
     "aepo": "a second, hotter or colder, sampling pass",
+    "calibrl": "an expert's response to every prompt, scored by the policy",
     "dft": "responses from the data in place of samples",
+    "grpo_sft": "an expert's response in every group",
+    "herl": "revisions of the group's best responses, judged before credit is given",
+    "icpo": "rollouts drawn behind solved examples and trained on without them",
+    "luffy": "an expert's response in every group",
     "otr": "responses from the data and every token's whole distribution",
     "ppo": "a value head and its loss",
     "remax": "a greedy response to every prompt",

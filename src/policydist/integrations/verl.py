@@ -40,12 +40,17 @@ ESTIMATORS = ("bnpo", "dr_grpo", "grpo", "reinforce", "reinforce_pp", "rloo")
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "aepo": "it samples a part of the prompts a second time, at another temperature",
+        "calibrl": "its loss compares every sample with an expert's log-probabilities, which no estimator sees",
         "dapo": "its advantage is policydist_grpo's; the rest are verl settings: actor.clip_ratio_high=0.28, "
         "algorithm.filter_groups, the reward manager's overlong buffer",
         "dcpo": "it needs the previous update's entropy and log-probabilities at a second temperature, and verl hands an "
         "estimator rewards, mask and uid only. A trainer of your own can compute it with policydist.functional",
         "dft": "it imitates data and has no rewards",
         "gspo": "its advantage is policydist_grpo's; the rest is policy_loss.loss_mode=policydist_gspo",
+        "grpo_sft": "it trains on expert responses beside the samples",
+        "herl": "it has the policy revise its samples before credit is given",
+        "icpo": "it samples behind solved examples and trains without them",
+        "luffy": "it trains on expert responses beside the samples",
         "otr": "it imitates data and has no rewards",
         "ppo": "verl brings its own critic: adv_estimator=gae",
         "rft": "it imitates its own accepted samples: verl's SFT trainer on them",
