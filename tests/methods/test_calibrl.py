@@ -197,3 +197,13 @@ def test_expert_columns_are_checked_or_skipped(tiny: Any) -> None:
     assert row["calibrl/with_expert"] == 0.5
     with pytest.raises(UsageError, match="alpha is 2"):
         calibrl.Config(alpha=2.0)
+
+
+def test_a_run_from_a_file_through_the_front_door(tiny: Any, tmp_path: Any) -> None:
+    from policydist.language.experiment import train
+
+    words = [*tiny.words, "knobs.expert_column=completion", "knobs.lam=1.0"]
+    outcome = train("calibrl", task=tiny.task, model=str(tiny.model), steps=1, settings=words, out=tmp_path / "run")
+    assert outcome.metrics[-1]["calibrl/with_expert"] == 1.0
+    with pytest.raises(UsageError, match="no expert response in column 'gold'"):
+        train("luffy", task=tiny.task, model=str(tiny.model), settings=[*tiny.words, "knobs.expert_column=gold"])
