@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,6 @@ class Size:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not 0 < self.confidence < 1:
             raise UsageError(f"confidence is {self.confidence}; it must lie between 0 and 1")
-
-
-@dataclass(frozen=True)
-class How:
-    """Where and how the trainings run: processes (None: all cores), a folder to resume from, a progress callback."""
-
-    n_jobs: int | None = None
-    folder: Path | None = None
-    progress: Progress = field(default=lambda done, total: None)
 
 
 def audit(
@@ -110,15 +101,13 @@ def audit(
     chosen = [make_attack(attack) for attack in attacks]
     size = Size(n_train, n_test, n_victims, n_adversary, repetitions, confidence, seed)
     samplers = {"a": sampler_a, "b": sampler_b}
-    how = How(n_jobs, None if folder is None else Path(folder), progress or How().progress)
-    tests = ("a", "b")
     pools = [
-        Pool(side, name, count, tests)
+        Pool(side, name, count, ("a", "b"))
         for side, count in (("victim", n_victims), ("adversary", n_adversary * repetitions))
         for name in samplers
     ]  # fmt: skip
     game = Game(train_fn, samplers, n_train, n_test, needs(chosen), score, seed)
-    seen = show_game(game, pools, how.n_jobs, how.folder, how.progress)
+    seen = show_game(game, pools, n_jobs, folder, progress)
     return judge_pair(seen, "a", "b", chosen, size, shift, names or default_names(shift))
 
 

@@ -30,7 +30,7 @@ from policydist.runs.seeds import derive, numpy_generator
 TrainFn = Any  # a function (X, y, seed) -> model, or an unfitted scikit-learn classifier
 Score = Callable[[Any, Any, np.ndarray], float]
 Progress = Callable[[int, int], None]
-CHUNK = 10  # models a task: small enough to be lost cheaply, large enough to travel cheaply
+CHUNK = 25  # models a task: small enough to be lost cheaply, large enough to travel cheaply
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,20 @@ def fit(train: TrainFn, X: Any, y: np.ndarray, seed: int) -> Any:
     return train(X, y, seed % 2**31)
 
 
-def show_game(game: Game, pools: Sequence[Pool], n_jobs: int | None, folder: Path | None, progress: Progress) -> dict[
-    tuple[Half, str], Seen
-]:  # fmt: skip
+def show_game(
+    game: Game,
+    pools: Sequence[Pool],
+    n_jobs: int | None = None,
+    folder: Path | str | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[Half, str], Seen]:
     """Train every pool and return what its models show. ``folder`` keeps finished chunks, and is read on a rerun.
 
     Raises:
         UsageError: bad samplers or models; a folder of another game.
         PolicydistError: a training failed.
     """
+    progress = progress or (lambda done, total: None)
     tests = {
         name: draw(game.samplers[name], name, game.n_test, "test", numpy_generator(game.seed, "test", name))
         for name in {name for pool in pools for name in pool.tests}
@@ -142,7 +147,7 @@ def show_game(game: Game, pools: Sequence[Pool], n_jobs: int | None, folder: Pat
     tasks = [
         (pool, range(start, min(start + CHUNK, pool.count))) for pool in pools for start in range(0, pool.count, CHUNK)
     ]
-    store = None if folder is None else Store(folder, game, tests)
+    store = None if folder is None else Store(Path(folder), game, tests)
     done: dict[tuple[Half, str, int], dict[str, Any]] = {}
     total, finished = sum(pool.count for pool in pools), 0
     missing = []

@@ -15,7 +15,6 @@ from policydist.errors import UsageError
 from policydist.estimation.inference_audit.attacks import Attack
 from policydist.estimation.inference_audit.audit import (
     DEFAULT,
-    How,
     Size,
     default_names,
     judge_pair,
@@ -96,7 +95,7 @@ def audit_shares(
         for name in samplers
     ]  # fmt: skip
     game = Game(train_fn, samplers, sizes.n_train, sizes.n_test, needs(chosen), score, sizes.seed)
-    seen = show_game(game, pools, n_jobs, None if folder is None else Path(folder), progress or How().progress)
+    seen = show_game(game, pools, n_jobs, folder, progress)
     return GridReport(
         reference,
         {
@@ -176,7 +175,7 @@ def estimate_shares(
     pools = [Pool("adversary", f"{share:g}", sizes.n_adversary, ()) for share in sorted(set(shares))]
     pools += [Pool("victim", f"{share:g}", sizes.n_victims, ()) for share in sorted(set(targets))]
     game = Game(train_fn, samplers, sizes.n_train, sizes.n_test, frozenset({"layers"}), None, sizes.seed)
-    seen = show_game(game, pools, n_jobs, None if folder is None else Path(folder), progress or How().progress)
+    seen = show_game(game, pools, n_jobs, folder, progress)
     own = [seen["adversary", f"{share:g}"].through("", "") for share in sorted(set(shares))]
     labels = np.repeat(sorted(set(shares)), sizes.n_adversary)
     fitted = train_encoder(network or RegressionAttack(), joined(own), labels, "mse", derive(sizes.seed, "regression"))
