@@ -72,17 +72,11 @@ def load_task(
     if colon and kind in ("reasoning-gym", "hub", "mix", *READERS) and not argument:
         raise UsageError(f"task {spec!r}: write {next(form for form in KINDS if form.startswith(kind))}")
     if colon and kind == "mix":
-
-        def part(name: str, own: Mapping[str, Any]) -> Task:
-            columns = {"prompt_column": prompt_column, "answer_column": answer_column}
-            given = grader if name.partition(":")[0] in ("hub", *READERS) else "auto"
-            sizes = {"train_size": train_size, "test_size": test_size}
-            return load_task(name, seed=seed, grader=given, options=own, **columns, **sizes)  # type: ignore[arg-type]
-
-        return load_mixture(spec, part, options)
+        columns = {"prompt_column": prompt_column, "answer_column": answer_column, "grader": grader}
+        return _load_mixture(spec, options, seed=seed, train_size=train_size, test_size=test_size, **columns)
     if colon and kind in ("hub", *READERS):
-        columns = Columns(prompt_column, answer_column, grader)
-        return _load_data(spec, columns, options, seed, (train_size, test_size))
+        data = Columns(prompt_column, answer_column, grader)
+        return _load_data(spec, data, options, seed, (train_size, test_size))
     sizes = {"train_size": train_size, "test_size": test_size}
     wanted = {name: size for name, size in sizes.items() if size is not None}
     if colon and kind == "reasoning-gym":
@@ -96,6 +90,16 @@ def load_task(
     _only_auto(spec, grader)
     _check_options(f"task {spec}", builders[spec], options)
     return builders[spec](seed=seed, **wanted, **options)
+
+
+def _load_mixture(spec: str, options: Mapping[str, Any], *, grader: str, **rest: Any) -> Task:
+    """A mixture; the grader asked for is for the data files in it, other tasks bring their own."""
+
+    def part(name: str, own: Mapping[str, Any]) -> Task:
+        given = grader if name.partition(":")[0] in ("hub", *READERS) else "auto"
+        return load_task(name, grader=given, options=own, **rest)
+
+    return load_mixture(spec, part, options)
 
 
 def make_grader(spec: str, options: Mapping[str, Any] | None = None) -> Grader:
