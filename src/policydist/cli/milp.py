@@ -211,7 +211,7 @@ class Evaluate:
         if self.policy is not None:
             BranchPolicy.load(self.policy)
         scip()
-        solver = SolverSettings(self.time_limit, self.node_limit, self.cuts, self.heuristics, self.seed)
+        solver = SolverSettings(self.time_limit, self.node_limit, self.cuts, self.heuristics, seed=self.seed)
         names = [*([str(self.policy)] if self.policy else []), *self.rules]
         request = Request(_source(self.source), self.instances, names, solver, self.seed)
         with _bar("solving") as tell:
@@ -256,7 +256,7 @@ class ListMilp:
                 else f"{opened.domain}: {text}; no manifest, nothing checked",
             )
             return 0
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"name": d.name, "hardness": d.hardness, "params": dict(d.params), "source": d.source}
             for d in registry.DISTRIBUTIONS.values()
         ]

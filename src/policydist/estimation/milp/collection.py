@@ -142,7 +142,7 @@ def load_samples(folder: Path) -> dict[Split, dict[str, list[BranchSample]]]:
         split = path.parent.name
         if split in found:
             for one in read_samples(path):
-                found[split].setdefault(one.domain, []).append(one)  # type: ignore[index]
+                found[split].setdefault(one.domain, []).append(one)
     return found
 
 

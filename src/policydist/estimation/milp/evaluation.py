@@ -135,7 +135,7 @@ class _Trace:
         self.rows: list[tuple[float, float, float]] = []
         trace = self
 
-        class Handler(module.Eventhdlr):  # type: ignore[misc, name-defined]
+        class Handler(module.Eventhdlr):  # type: ignore[name-defined]
             def eventinit(self) -> None:
                 for event in (module.SCIP_EVENTTYPE.NODESOLVED, module.SCIP_EVENTTYPE.BESTSOLFOUND):
                     self.model.catchEvent(event, self)

@@ -45,7 +45,14 @@ def write_samples(path: Path, samples: Sequence[BranchSample]) -> None:
     }
     for number, one in enumerate(samples):
         state = one.state
-        parts = (state.variables, state.rows, state.edges, state.coefficients, one.candidates, one.scores)
+        parts: tuple[NDArray[np.generic], ...] = (
+            state.variables,
+            state.rows,
+            state.edges,
+            state.coefficients,
+            one.candidates,
+            one.scores,
+        )
         arrays |= {f"{number}/{name}": part for name, part in zip(ARRAYS, parts, strict=True)}
     memory = io.BytesIO()
     np.savez_compressed(memory, **arrays)  # type: ignore[arg-type]

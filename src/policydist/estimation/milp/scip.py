@@ -181,7 +181,7 @@ def include_rule(model: Any, choose: Chooser) -> list[BaseException]:
     module = scip()
     errors: list[BaseException] = []
 
-    class Rule(module.Branchrule):  # type: ignore[misc, name-defined]
+    class Rule(module.Branchrule):  # type: ignore[name-defined]
         def branchexeclp(self, allowaddcons: bool) -> dict[str, Any]:
             try:
                 found = self.model.getLPBranchCands()

@@ -96,4 +96,5 @@ def _read(out: Path, request: Request) -> dict[str, Row]:
             out.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
     if not rows or rows[0] != header:
         raise UsageError(f"{out} holds solves of other instances or settings; give another --out")
-    return {row.pop("key"): Row(**{k: math.nan if v is None else v for k, v in row.items()}) for row in rows[1:]}
+    values: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows[1:]]
+    return {row.pop("key"): Row(**row) for row in values}

@@ -113,7 +113,7 @@ def train_policy(
         if not torch.isfinite(loss):
             raise PolicydistError(f"branching policy: loss {loss.item()} at step {step}; lower the learning rate")
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         losses.append(loss.item())
         if step % config.epoch and step != config.steps:
