@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch
 
 from policydist.errors import PolicydistError, UsageError
 from policydist.functional import grpo_advantage
-from policydist.language import guided, origins
+from policydist.language import guided, methods, origins
 from policydist.language.mixed_objective import MIXTURE, MixedPolicyGradient
 from policydist.language.objectives import LossConfig
 from policydist.language.recipe import Context, Norm, broadcast
+from policydist.language.trainer import TrainConfig, Trainer
 from policydist.language.types import Rollouts, Sampling
-from policydist.language.worlds.steered import ClosedTask
+from policydist.language.worlds.steered import Checklist, ClosedTask, ExpertTree
+from policydist.runs import checkpoint
+from policydist.runs.directory import Run
 
 
 def drawn(samples: int = 3, steer: bool = False, temperature: float = 1.0) -> tuple[Context, ClosedTask, Rollouts]:
@@ -221,3 +225,25 @@ def test_expert_rows_stand_in_their_prompts_groups() -> None:
     none: Any = SimpleNamespace(experts=lambda prompts: [None] * 4)
     assert guided.expert_rows(none, prompts, ctx) is None
     assert len(grpo_advantage(torch.zeros(14), joined.group)) == 14
+
+
+@pytest.mark.parametrize("slug", ["herl", "icpo", "calibrl"])
+def test_a_resumed_run_gives_the_uninterrupted_weights(slug: str, tmp_path: Path) -> None:
+    config = TrainConfig(steps=4, lr=0.05, updates=2, save_every=2, seed=4)
+
+    def trainer(folder: str, reopen: bool = False) -> Trainer:
+        world: Any = {"herl": Checklist, "icpo": ClosedTask, "calibrl": ExpertTree}[slug].draw(3)
+        method = methods.load(slug)
+        run = Run.reopen(tmp_path / folder, config, 2) if reopen else Run.create(tmp_path / folder, config)
+        return Trainer(world.policy, method.build(method.Config(), world.setting(4)), config, run=run)
+
+    whole, half = trainer("whole"), trainer("half")
+    whole.train()
+    while half.done < 3:
+        half.record(half.step())
+        if half.due(2):
+            half.save()
+    again = trainer("half", reopen=True)
+    again.restore(checkpoint.newest(tmp_path / "half" / "checkpoints"))
+    again.train()
+    assert torch.equal(again.parameters[0], whole.parameters[0])
