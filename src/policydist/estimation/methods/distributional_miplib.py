@@ -199,7 +199,9 @@ def sources(config: Config, data: Path | None) -> dict[str, Source]:
         return {name: get(name) for name in config.distributions}
     inner = sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
     several = (
-        inner and not (data / "manifest.json").is_file() and not {p.name for p in inner} & {"train", "valid", "test"}
+        inner
+        and not (data / "manifest.json").is_file()
+        and not {p.name for p in inner} & {"train", "valid", "validation", "test"}
     )
     folders = [open_folder(path) for path in (inner if several else [data])]
     return {folder.domain: folder for folder in folders}
