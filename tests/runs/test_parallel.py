@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policydist.errors import MissingExtraError, UsageError
+from policydist.errors import MissingExtraError, PolicydistError, UsageError
 from policydist.runs import seeds
 from policydist.runs.parallel import run_jobs
 
@@ -55,6 +57,31 @@ def test_jobs_come_back_under_their_number_and_errors_keep_their_class() -> None
         MissingExtraError, match=r"reasoning_gym is not installed: run pip install 'policydist\[tasks\]'"
     ):
         list(run_jobs(work, [(1, True)], workers=1))
+
+
+def wait_or_fail(seconds: float) -> None:
+    if not seconds:
+        raise PolicydistError("out of luck")
+    time.sleep(seconds)
+
+
+@pytest.mark.slow
+def test_an_error_or_interruption_leaves_no_process_behind() -> None:
+    before = set(multiprocessing.active_children())
+    start = time.monotonic()
+    with pytest.raises(PolicydistError, match="out of luck"):
+        list(run_jobs(wait_or_fail, [(200,), (0,)], workers=2))
+    assert time.monotonic() - start < 100  # the other job was not waited for
+    assert not set(multiprocessing.active_children()) - before
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):  # the pool has the second job in its queue already
+        list(run_jobs(wait_or_fail, [(3,), (200,)], workers=1, tick=interrupt))
+    assert time.monotonic() - start < 100
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_no_jobs_and_no_workers() -> None:

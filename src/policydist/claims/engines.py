@@ -12,6 +12,7 @@ from typing import Any
 
 from policydist.claims.jobs import THREAD_VARIABLES, Task, perform, single_thread
 from policydist.errors import MissingExtraError, PolicydistError
+from policydist.runs.parallel import end_workers
 
 
 def cores() -> int:
@@ -38,12 +39,7 @@ def local(tasks: Sequence[Task], workers: int) -> Iterator[dict[str, Any]]:
             "a worker process died (out of memory?); finished jobs are kept, run the claim again with fewer workers"
         ) from None
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        workers_left = set(multiprocessing.active_children()) - before
-        for child in workers_left:
-            child.terminate()
-        for child in workers_left:
-            child.join()
+        end_workers(pool, before)
         raise
     finally:
         pool.shutdown()

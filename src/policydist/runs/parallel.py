@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from policydist.errors import UsageError
+
+_stop: Event | None = None  # set in a worker process by `begin_worker`
 
 
 def one_thread() -> None:
@@ -20,6 +25,25 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def begin_worker(stop: Event) -> None:
+    """Prepare a worker process: one thread, and deaf to Ctrl-C while it has no job, or its pool would break."""
+    global _stop
+    one_thread()
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def perform(function: Callable[..., Any], job: tuple[Any, ...]) -> Any:
+    """One job in a worker; after an interruption none is begun, though the pool has one more in its queue."""
+    if _stop is not None and _stop.is_set():
+        return None
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return function(*job)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def run_jobs(
     function: Callable[..., Any],
     jobs: Sequence[tuple[Any, ...]],
@@ -28,7 +52,8 @@ def run_jobs(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number of the job, its result) as jobs finish; ``tick`` is called about twice a second meanwhile.
 
-    ``function`` must be importable by name. An interruption, or an error in one job, cancels the jobs not yet begun.
+    ``function`` must be importable by name. No process is left behind: an error in one job ends the others at once; after
+    an interruption the jobs not yet begun are dropped, and those at work, which Ctrl-C reached too, end as they do by it.
 
     Raises:
         UsageError: for ``workers`` below one.
@@ -39,8 +64,12 @@ def run_jobs(
         return
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
-        waiting: dict[Future[Any], int] = {pool.submit(function, *job): number for number, job in enumerate(jobs)}
+    before = set(multiprocessing.active_children())
+    stop = context.Event()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker, initargs=(stop,)) as pool:
+        waiting: dict[Future[Any], int] = {
+            pool.submit(perform, function, job): number for number, job in enumerate(jobs)
+        }
         try:
             while waiting:
                 done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -48,6 +77,22 @@ def run_jobs(
                     tick()
                 for future in done:
                     yield waiting.pop(future), future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except KeyboardInterrupt:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
+        except BaseException:
+            end_workers(pool, before)
+            raise
+
+
+def end_workers(pool: ProcessPoolExecutor, before: Collection[BaseProcess]) -> None:
+    """Stop a pool at once: its processes are those of this process that are not among the children ``before`` it."""
+    pool.shutdown(
+        wait=False, cancel_futures=True
+    )  # nothing can join the pool afterwards, so its children are joined here
+    children = set(multiprocessing.active_children()) - set(before)
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join()
