@@ -65,7 +65,7 @@ class RidgeLogistic:
         return cls(weights[None, :-1], weights[-1:])
 
     def predict(self, X: Floats) -> NDArray[np.int64]:
-        return (X @ self.coef_[0] + self.intercept_[0] > 0).astype(np.int64)
+        return np.asarray(X @ self.coef_[0] + self.intercept_[0] > 0, dtype=np.int64)
 
 
 @dataclass(frozen=True)

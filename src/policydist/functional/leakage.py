@@ -49,9 +49,9 @@ def density_bound(n: Number, r: Number) -> Float[Tensor, "*s"]:
 
     r in [0, 1]; BC² may stand in for r, and gives the tighter bound. Raises ValueError outside the ranges.
     """
-    n, r = _double(n), _unit(r, "r")
-    _require(bool((n >= 0).all()), "n, a number of samples, must not be negative")
-    return 0.5 + 0.5 * (1.0 - r**n).clamp(min=0.0).sqrt()
+    count, density = _double(n), _unit(r, "r")
+    _require(bool((count >= 0).all()), "n, a number of samples, must not be negative")
+    return 0.5 + 0.5 * (1.0 - density**count).clamp(min=0.0).sqrt()
 
 
 def ratio_density(a0: Number, a1: Number) -> Float[Tensor, "*s"]:
@@ -59,8 +59,8 @@ def ratio_density(a0: Number, a1: Number) -> Float[Tensor, "*s"]:
 
     Everything else is taken to be equal given the property. Equal shares give 1, shares 0 and 1 give 0.
     """
-    a0, a1 = torch.broadcast_tensors(_unit(a0, "a0"), _unit(a1, "a1"))
-    lo, hi = torch.minimum(a0, a1), torch.maximum(a0, a1)
+    first, second = torch.broadcast_tensors(_unit(a0, "a0"), _unit(a1, "a1"))
+    lo, hi = torch.minimum(first, second), torch.maximum(first, second)
     one = torch.ones_like(lo)
     have = torch.where(hi > 0, lo / torch.where(hi > 0, hi, one), one)
     lack = torch.where(lo < 1, (1 - hi) / torch.where(lo < 1, 1 - lo, one), one)
@@ -78,11 +78,10 @@ def n_leaked_density(accuracy: Number, r: Number) -> Float[Tensor, "*s"]:
     Limits: 0 at ω = ½; ∞ for ω in {0, 1}, and for r = 1 with ω ≠ ½, because no number of samples explains it.
     r = 0 gives 0 for ω strictly between 0 and 1: any part of one sample would do.
     """
-    accuracy, r = torch.broadcast_tensors(_unit(accuracy, "accuracy"), _unit(r, "r"))
-    advantage = (2 * accuracy - 1).abs()
-    top = torch.log1p(-advantage.square())
-    value = top / torch.log(r)
-    value = torch.where(r == 1, torch.full_like(value, math.inf), value)
+    share, density = torch.broadcast_tensors(_unit(accuracy, "accuracy"), _unit(r, "r"))
+    advantage = (2 * share - 1).abs()
+    value = torch.log1p(-advantage.square()) / torch.log(density)
+    value = torch.where(density == 1, torch.full_like(value, math.inf), value)
     value = torch.where(advantage == 1, torch.full_like(value, math.inf), value)
     return torch.where(advantage == 0, torch.zeros_like(value), value)
 
@@ -97,9 +96,9 @@ def n_leaked_ratio(accuracy: Number, a0: Number, a1: Number, edges: Edges = "lim
     value = n_leaked_density(accuracy, r)
     if edges == "limit":
         return value
-    a0, a1, r, value = torch.broadcast_tensors(_unit(a0, "a0"), _unit(a1, "a1"), r, value)
-    value = torch.where(a0 == a1, torch.zeros_like(value), value)
-    return torch.where((torch.maximum(a0, a1) == 0) | (r == 0), torch.full_like(value, math.inf), value)
+    first, second, r, value = torch.broadcast_tensors(_unit(a0, "a0"), _unit(a1, "a1"), r, value)
+    value = torch.where(first == second, torch.zeros_like(value), value)
+    return torch.where((torch.maximum(first, second) == 0) | (r == 0), torch.full_like(value, math.inf), value)
 
 
 def n_leaked_regression(alpha: Number, mse: Number) -> Float[Tensor, "*s"]:
@@ -107,10 +106,10 @@ def n_leaked_regression(alpha: Number, mse: Number) -> Float[Tensor, "*s"]:
 
     NaN at α = 0 and 1, where the bound says nothing; ∞ for an error of 0.
     """
-    alpha, mse = torch.broadcast_tensors(_unit(alpha, "alpha"), _double(mse))
-    _require(bool((mse >= 0).all()), "mse must not be negative")
-    inner = (alpha > 0) & (alpha < 1)
-    return torch.where(inner, alpha * (1 - alpha) / mse, torch.full_like(mse, math.nan))
+    share, error = torch.broadcast_tensors(_unit(alpha, "alpha"), _double(mse))
+    _require(bool((error >= 0).all()), "mse must not be negative")
+    inner = (share > 0) & (share < 1)
+    return torch.where(inner, share * (1 - share) / error, torch.full_like(error, math.nan))
 
 
 def zipf_ratio(law0: tuple[int, float], law1: tuple[int, float]) -> float:

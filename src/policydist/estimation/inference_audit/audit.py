@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from policydist.estimation.inference_audit.attacks import Attack, KLTest, LossTe
 from policydist.estimation.inference_audit.evidence import joined
 from policydist.estimation.inference_audit.game import Game, Pool, Progress, Score, Seen, TrainFn, show_game
 from policydist.estimation.inference_audit.leak import Shift
-from policydist.estimation.inference_audit.populations import Sampler
+from policydist.estimation.inference_audit.populations import Half, Sampler
 from policydist.estimation.inference_audit.report import AuditReport, result
 from policydist.estimation.inference_audit.whitebox import LDAAttack, MetaClassifier, RegressionAttack
 from policydist.runs.seeds import derive
@@ -101,14 +101,16 @@ def audit(
     chosen = [make_attack(attack) for attack in attacks]
     size = Size(n_train, n_test, n_victims, n_adversary, repetitions, confidence, seed)
     samplers = {"a": sampler_a, "b": sampler_b}
-    pools = [
-        Pool(side, name, count, ("a", "b"))
-        for side, count in (("victim", n_victims), ("adversary", n_adversary * repetitions))
-        for name in samplers
-    ]  # fmt: skip
+    pools = both_sides(samplers, size, lambda name: ("a", "b"))
     game = Game(train_fn, samplers, n_train, n_test, needs(chosen), score, seed)
     seen = show_game(game, pools, n_jobs, folder, progress)
     return judge_pair(seen, "a", "b", chosen, size, shift, names or default_names(shift))
+
+
+def both_sides(names: Iterable[str], size: Size, tests: Callable[[str], tuple[str, ...]]) -> list[Pool]:
+    """Victims and adversary models of every distribution; ``tests`` says through which test sets each is seen."""
+    counts: dict[Half, int] = {"victim": size.n_victims, "adversary": size.n_adversary * size.repetitions}
+    return [Pool(side, name, count, tests(name)) for side, count in counts.items() for name in names]
 
 
 def make_attack(attack: str | Attack) -> Attack:
@@ -154,8 +156,8 @@ def judge_pair(
         rounds, own = [], []
         for repetition in range(1 if attack.name == "loss" else size.repetitions):
             rows = slice(repetition * size.n_adversary, (repetition + 1) * size.n_adversary)
-            mine = [seen["adversary", name].through(a, b, rows) for name in (a, b)]
-            fitted = attack.fit(*mine, derive(size.seed, "attack", attack.name, repetition) % 2**31)
+            first, second = (seen["adversary", name].through(a, b, rows) for name in (a, b))
+            fitted = attack.fit(first, second, derive(size.seed, "attack", attack.name, repetition) % 2**31)
             rounds.append(fitted.predict(victims))
             own.append(fitted.adversary_accuracy)
         guesses[attack.name] = np.stack(rounds)

@@ -16,6 +16,7 @@ from policydist.estimation.inference_audit.attacks import Attack
 from policydist.estimation.inference_audit.audit import (
     DEFAULT,
     Size,
+    both_sides,
     default_names,
     judge_pair,
     make_attack,
@@ -89,11 +90,7 @@ def audit_shares(
     samplers = {mine: sampler_at(reference)} | {name: sampler_at(share) for share, name in others.items()}
     if len(samplers) < len(shares) + 1 or not shares:
         raise UsageError(f"shares must be there and all different, got {list(shares)}")
-    pools = [
-        Pool(side, name, count, (mine, *others.values()) if name == mine else (mine, name))
-        for side, count in (("victim", sizes.n_victims), ("adversary", sizes.n_adversary * sizes.repetitions))
-        for name in samplers
-    ]  # fmt: skip
+    pools = both_sides(samplers, sizes, lambda name: (mine, *others.values()) if name == mine else (mine, name))
     game = Game(train_fn, samplers, sizes.n_train, sizes.n_test, needs(chosen), score, sizes.seed)
     seen = show_game(game, pools, n_jobs, folder, progress)
     return GridReport(
