@@ -246,3 +246,5 @@ def test_models_are_read_alike_whatever_they_offer() -> None:
     named = LogisticRegression().fit(X, words)
     np.testing.assert_allclose(true_label_chance(named, X, words), chance)
     assert true_label_chance(named, X[:1], np.array(["never"]))[0] == 0.0
+    with pytest.raises(UsageError, match="class numbers; encode"):
+        true_label_chance(linear, X, words)

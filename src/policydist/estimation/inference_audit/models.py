@@ -22,8 +22,8 @@ Layer = tuple[Float[np.ndarray, "out in"], Float[np.ndarray, " out"]]
 def accuracy(model: Any, X: Any, y: np.ndarray) -> float:
     """Share of rows whose label the model gives."""
     if isinstance(model, nn.Module):
-        chance = _module_chances(model, X)
-        return float(np.mean(chance.argmax(axis=1) == y))
+        _refuse_names(y)
+        return float(np.mean(_module_chances(model, X).argmax(axis=1) == y))
     if not hasattr(model, "predict"):
         raise UsageError(f"{type(model).__name__} has no predict; give audit(score=...) a function (model, X, y)")
     return float(np.mean(np.asarray(model.predict(X)) == y))
@@ -36,6 +36,7 @@ def true_label_chance(model: Any, X: Any, y: np.ndarray) -> Float[np.ndarray, " 
     counts as sure of what it predicts: less to go by, but every classifier can be audited.
     """
     if isinstance(model, nn.Module):
+        _refuse_names(y)
         return _own(_module_chances(model, X), np.arange(10**6), y)
     if hasattr(model, "predict_proba"):
         return _own(np.asarray(model.predict_proba(X)), model.classes_, y)
@@ -44,6 +45,11 @@ def true_label_chance(model: Any, X: Any, y: np.ndarray) -> Float[np.ndarray, " 
         both = np.stack([expit(-decision), expit(decision)], axis=1) if decision.ndim == 1 else softmax(decision, 1)
         return _own(both, model.classes_, y)
     return (np.asarray(model.predict(X)) == y).astype(np.float64)
+
+
+def _refuse_names(y: np.ndarray) -> None:
+    if y.dtype.kind not in "iufb":
+        raise UsageError("a torch module answers with class numbers; encode the labels as 0, 1, … in the sampler")
 
 
 def _own(chances: np.ndarray, classes: Any, y: np.ndarray) -> np.ndarray:
