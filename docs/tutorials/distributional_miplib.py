@@ -151,6 +151,6 @@ for attempt in (open_folder, read_instance):
 # ```bash
 # policydist milp generate gisp/tiny --out instances --train 12 --validation 4 --test 6
 # policydist milp collect instances ca/tiny --out samples --workers 2
-# policydist milp train samples --out policy --width 32 --steps 200
+# policydist milp train samples --out policy --width 32 --batch 8 --steps 100
 # policydist milp evaluate instances --policy policy --rules random relpscost --instances 6
 # ```
