@@ -29,6 +29,7 @@ from policydist.estimation.methods.optdist import (
 )
 from policydist.functional import lifetime as F
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*predicted means exceed:UserWarning")  # of models trained for moments
 ALL = (OptDistRegressor, SoftMixtureRegressor, ZILNRegressor, TwoStageRegressor, MSERegressor)
 WITH_LAW = ALL[:4]
 EXPERTS = ALL[:2]
@@ -169,14 +170,14 @@ def test_a_prediction_is_the_chosen_experts_alone(data: Any, fitted: OptDistRegr
 @pytest.mark.parametrize("kind", ALL)
 def test_every_estimator_learns(kind: type) -> None:
     x, y = segments(1500, seed=2)
-    model = quick(kind, max_steps=200, learning_rate=0.01).fit(x[:1000], y[:1000])
+    model = quick(kind, max_steps=70, learning_rate=0.03).fit(x[:1000], y[:1000])
     assert model.score(x[1000:], y[1000:]) > 0.6
     assert model.score(x, y) == pytest.approx(norm_gini(y, model.predict(x)))
     found = model.evaluate(x[1000:], y[1000:])
     assert 0.4 < found["calibration"] < 3
     assert ("nll" in found) == (kind is not MSERegressor)
-    again = quick(kind, max_steps=200, learning_rate=0.01).fit(x[:1000], y[:1000])
-    np.testing.assert_array_equal(again.predict(x), model.predict(x))
+    first, again = (quick(kind, max_steps=5).fit(x, y) for _ in range(2))
+    np.testing.assert_array_equal(again.predict(x), first.predict(x))
 
 
 def test_two_stages_are_a_classifier_and_least_squares(data: Any) -> None:
@@ -238,7 +239,7 @@ def customers(rows: int = 300, seed: int = 0) -> tuple[pd.DataFrame, pd.Series]:
 
 def test_categories_are_learnt_and_new_ones_are_the_average() -> None:
     frame, y = customers()
-    model = quick(max_steps=150, learning_rate=0.02).fit(frame, y)
+    model = quick(max_steps=60, learning_rate=0.05).fit(frame, y)
     assert model.encoder_.categorical == ["channel"]
     zero = model.predict_distribution(frame).p_zero
     assert zero[frame["channel"] == "web"].max() + 0.3 < zero[frame["channel"] == "mail"].min()
@@ -263,7 +264,7 @@ def test_named_categorical_columns_of_frames_and_arrays() -> None:
     assert quick().fit(coded, y).encoder_.categorical == []
     with pytest.raises(ValueError, match="no column 'chanel' to be categorical: did you mean channel"):
         quick(categorical=["chanel"]).fit(frame, y)
-    with pytest.raises(ValueError, match="'channel' has type .*name it in categorical"):
+    with pytest.raises(ValueError, match=r"'channel' has type .*name it in categorical"):
         quick(categorical=None).fit(frame, y)
 
 
@@ -272,7 +273,7 @@ def test_sample_weights_count_like_rows(data: Any) -> None:
     weight = (np.arange(400) < 200).astype(float)
     np.testing.assert_array_equal(quick().fit(x, y, weight).predict(x), quick().fit(x[:200], y[:200]).predict(x))
     blind, payer = np.zeros((200, 1)), np.repeat([0.0, 5.0], 100)
-    nine = quick(ZILNRegressor, max_steps=200, learning_rate=0.02).fit(blind, payer, np.repeat([1.0, 9.0], 100))
+    nine = quick(ZILNRegressor, max_steps=80, learning_rate=0.05).fit(blind, payer, np.repeat([1.0, 9.0], 100))
     assert nine.predict_distribution(blind[:1]).p_zero[0] == pytest.approx(0.1, abs=0.03)
     scored = nine.evaluate(blind, payer, np.repeat([1.0, 9.0], 100))
     assert scored["calibration"] == pytest.approx(nine.predict(blind[:1])[0] / 4.5)
@@ -303,7 +304,7 @@ def test_bad_columns() -> None:
         (frame.assign(channel=["web", None, *["web"] * 18]), r"'channel' has a missing category \(row 1\)"),
         (frame.assign(channel=[["web"]] * 20), "'channel' holds objects"),
         (frame.assign(day=pd.Timestamp("2026-01-01")), "'day' has type datetime64.*convert it to numbers"),
-        (frame.set_axis(["age", "age", "member"], axis=1), "'age' occurs twice"),
+        (frame.set_axis(["age", "age", "member"], axis=1), "[Uu]nique column names|'age' occurs twice"),
         (frame[[]], "at least one row and one column"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -363,10 +364,11 @@ def test_the_separate_trunk_gives_the_selector_embeddings_of_its_own(tmp_path: P
 
 
 def test_the_command_on_made_up_and_own_data(tmp_path: Path) -> None:
-    few = ["max_steps=20", "hidden=[4]", "selector_hidden=[4]"]
+    few = ["max_steps=5", "hidden=[4]", "selector_hidden=[4]"]
     done = train("optdist", settings=few, out=tmp_path / "a")
     assert {"mae", "norm_gini", "calibration", "nll"} <= done.final.keys()
     frame, y = customers(200)
+    frame = frame.assign(age=frame["age"] - 40)
     frame.assign(value=y, customer=np.arange(200)).to_csv(tmp_path / "c.csv", index=False)
     own = train("optdist", data=tmp_path / "c.csv", settings=[*few, 'drop=["customer"]'], out=tmp_path / "b")
     for name in ("model.safetensors", "metrics.csv", "predictions.csv", "lift.csv", "lift.png", "metrics.jsonl"):
@@ -375,16 +377,15 @@ def test_the_command_on_made_up_and_own_data(tmp_path: Path) -> None:
     assert model.encoder_.categorical == ["channel"]
     written = pd.read_csv(own.path / "predictions.csv")
     assert len(written) == 40
-    assert own.metrics[-1]["step"] == 40
+    assert own.metrics[-1]["step"] == 10
     for words, message in (
         (["target=worth"], "no column 'worth'"),
         (["target=channel"], "must hold numbers"),
         (["stream=true"], "needs a Parquet file"),
-        ([], "did you mean|'channel'|customer"),
+        (["target=age", "drop=[]"], "lifetime values are zero or positive"),
     ):
-        if words:
-            with pytest.raises(UsageError, match=message):
-                train("optdist", data=tmp_path / "c.csv", settings=[*few, *words], out=tmp_path / "x")
+        with pytest.raises(UsageError, match=message):
+            train("optdist", data=tmp_path / "c.csv", settings=[*few, *words], out=tmp_path / "x")
     with pytest.raises(UsageError, match="holdout is 1"):
         Config(holdout=1.0)
 
@@ -392,7 +393,7 @@ def test_the_command_on_made_up_and_own_data(tmp_path: Path) -> None:
 def test_the_command_streams_parquet(tmp_path: Path) -> None:
     frame, y = customers(400)
     frame.assign(value=y).to_parquet(tmp_path / "c.parquet", row_group_size=100)
-    few = ["max_steps=20", "hidden=[4]", "selector_hidden=[4]", "baseline=false", "stream=true"]
+    few = ["max_steps=5", "hidden=[4]", "selector_hidden=[4]", "baseline=false", "stream=true"]
     done = train("optdist", data=tmp_path / "c.parquet", settings=few, out=tmp_path / "a")
     assert pd.read_csv(done.path / "predictions.csv")["actual"].tolist() == pytest.approx(y[300:].tolist())
     frame.assign(value=y).to_parquet(tmp_path / "one.parquet")

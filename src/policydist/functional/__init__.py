@@ -4,7 +4,7 @@ Conventions: N responses, T tokens, V vocabulary, Q groups, K reward components.
 any integer ids (or a `Groups`, looked up once). Masks are true on the tokens that count. Losses are to be minimised.
 
 The names below are the language-model side. Integer-valued distributions have modules of their own:
-`functional.integers`, `functional.integer_counts` and `functional.integer_bits`.
+`functional.integers`, `functional.integer_counts` and `functional.integer_bits`; lifetime values theirs, `functional.lifetime`.
 """
 
 from policydist.functional.advantages import (
