@@ -22,7 +22,7 @@ def _axes(columns: int, width: float) -> tuple[Figure, Any]:
 
 
 def plot_audit(report: AuditReport) -> Figure:
-    """Left: accuracy of every attack with its interval. Right: how many samples reach it, by bound and exactly."""
+    """Left: accuracy of every attack with its interval. Right: where it meets the bound, a triangle saying "at least"."""
     results = report.results
     figure, axes = _axes(1 if report.shift is None else 2, 5.2 if report.shift is None else 10.0)
     rows = np.arange(len(results))[::-1]
@@ -34,20 +34,22 @@ def plot_audit(report: AuditReport) -> Figure:
     axes[0].set_xlim(min(0.45, *(found.low for found in results)) - 0.02, 1.02)
     axes[0].set_ylim(-0.6, len(results) - 0.4)
     axes[0].set_xlabel(f"victims guessed right ({100 * report.confidence:g} % interval)")
-    axes[0].set_title(f"{report.names[0]}  vs  {report.names[1]}", fontsize="medium")
+    axes[0].set_title(f"{report.names[0]}\nor {report.names[1]}?", fontsize="medium")
     if report.shift is None:
         return figure
-    reached = [value for found in results for value in (found.n_leaked_exact, found.n_leaked_high)]
-    last = max([value for value in reached if math.isfinite(value)] + [10.0])
-    n = np.unique(np.geomspace(1, 1.5 * last, 60).round())
+    reached = [value for found in results for value in (found.n_leaked, found.n_leaked_exact)]
+    finite = [value for value in reached if math.isfinite(value) and value > 0]
+    first, last = min([0.5, *finite]) / 1.5, max([10.0, *finite]) * 1.5
+    n = np.geomspace(first, last, 100)
     axes[1].plot(n, [report.shift.bound(float(k)) for k in n], color="k", lw=1, label="upper bound")
-    exact = _exact_curve(report, n)
+    whole = np.unique(n[n >= 1].round())
+    exact = _exact_curve(report, whole)
     if exact is not None:
-        axes[1].plot(n, exact, color="k", lw=1, ls="--", label="best test, exact")
+        axes[1].plot(whole, exact, color="k", lw=1, ls="--", label="best test, exact")
     for count, found in enumerate(results):
-        axes[1].axhline(found.accuracy, color=f"C{count}", lw=1)
         if 0 < found.n_leaked < math.inf:
-            axes[1].plot(max(found.n_leaked, 1.0), found.accuracy, "o", color=f"C{count}", label=found.attack)
+            height = report.shift.bound(found.n_leaked)
+            axes[1].plot(found.n_leaked, height, ">" if found.at_least else "o", color=f"C{count}", label=found.attack)
     axes[1].set_xscale("log")
     axes[1].set_xlabel("samples handed to an adversary without a model")
     axes[1].set_ylabel("accuracy")
