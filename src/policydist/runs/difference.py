@@ -76,7 +76,7 @@ def compare(
     *,
     other: Path | None = None,
     precision: Precision = "bf16",
-    tolerances: Sequence[float] = (0.0, TOLERANCE, 1e-4),
+    tolerances: Sequence[float] = (0.0, TOLERANCE),
     rank: bool = False,
     workers: int | None = None,
     on_bytes: Tick | None = None,
