@@ -42,6 +42,7 @@ from policydist.functional.allocation import (
     top_rows,
     ucb_scores,
 )
+from policydist.functional.anytime import AnytimeAdvantage, anytime_advantage, budget_prior, budget_segments
 from policydist.functional.beta import (
     BetaNormalization,
     beta_moments,
@@ -110,6 +111,7 @@ __all__ = [
     "VERL_LOSS_AGG",
     "Aggregation",
     "Allocation",
+    "AnytimeAdvantage",
     "BetaNormalization",
     "EffectiveRatio",
     "Groups",
@@ -119,12 +121,15 @@ __all__ = [
     "aggregate",
     "allocate_rollouts",
     "annealed_bonus",
+    "anytime_advantage",
     "beta_moments",
     "bhattacharyya",
     "bnpo_advantage",
     "bnpo_params",
     "bnpo_variance",
     "bnpo_weight",
+    "budget_prior",
+    "budget_segments",
     "categorical_kl",
     "clip_fraction",
     "clipped_surrogate",

@@ -1,4 +1,4 @@
-"""How good a policy is on held-out rows: mean reward of single samples, and pass@k."""
+"""How good a policy is on held-out rows: mean reward of single samples, pass@k, and accuracy after cut thinking."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from policydist.language.recipe import Context, Judge, PromptSource
+from policydist.language.segmented import Answering, anytime_metrics, think
 from policydist.language.types import Policy, Prompts, Sampling
 from policydist.language.world import World
 from policydist.runs import seeds
@@ -23,8 +24,25 @@ def pass_at_k(correct: Int[Tensor, " Q"], n: int, k: int) -> Float[Tensor, " Q"]
 
 
 @dataclass(frozen=True)
+class Anytime:
+    """Traces drawn by ``sampling``, cut at ``budgets``, with one answer after each cut."""
+
+    budgets: tuple[int, ...]
+    sampling: Sampling
+    answering: Answering
+
+    def measure(self, prompts: Prompts, policy: Policy, world: World) -> dict[str, float]:
+        """``eval/accuracy@<budget>`` and their mean ``eval/anytime``, the area under the curve."""
+        ctx = Context(policy, 0, world=world)
+        traces = think(prompts, self.sampling, self.budgets, ctx)
+        scores = self.answering.answer(traces, self.budgets, 1, ctx).scores
+        return {f"eval/{name}": value for name, value in anytime_metrics(scores, self.budgets).items()}
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """``samples`` responses to each of the first ``rows`` prompts of ``source``, always with the same random numbers."""
+    """``samples`` responses to each of the first ``rows`` prompts of ``source``, always with the same random numbers;
+    with ``anytime`` as many traces again, for accuracy at token budgets."""
 
     source: PromptSource
     judge: Judge
@@ -33,6 +51,7 @@ class Evaluation:
     samples: int = 4
     component: str | None = None
     threshold: float = 0.5
+    anytime: Anytime | None = None
 
     def __call__(self, ctx: Context) -> dict[str, float]:
         return self.measure(ctx.policy, ctx.world)
@@ -60,6 +79,7 @@ class Evaluation:
             "eval/entropy": float(-(judged.behavior_logprobs * mask).sum() / mask.sum()),
             "eval/length": float(judged.lengths.float().mean()),
             **by_source(prompts, scores.double().mean(1)),
+            **(self.anytime.measure(prompts, policy, world) if self.anytime else {}),
         }
 
 

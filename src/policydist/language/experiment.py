@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from policydist.errors import MissingExtraError, UsageError
+from policydist.functional.anytime import check_budgets
 from policydist.language import methods
-from policydist.language.evaluate import Evaluation
+from policydist.language.evaluate import Anytime, Evaluation
 from policydist.language.prompts import TextPrompts
-from policydist.language.recipe import Recipe, Setting
+from policydist.language.recipe import Judge, Recipe, Setting
+from policydist.language.segmented import TextAnswering, thinking_of
 from policydist.language.trainer import Row, TrainConfig, Trainer
 from policydist.language.types import Sampling
 from policydist.language.world import World
@@ -96,14 +98,22 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation on the task's test rows before the first step, every ``train.eval_every`` steps (0: never) and at the end."""
+    """Evaluation on the task's test rows before the first step, every ``train.eval_every`` steps (0: never) and at the end.
+
+    With ``budgets`` (ascending numbers of tokens) also the accuracy of answers of at most ``answer_tokens`` after thinking is
+    cut there; ``think_end`` is the token that ends thinking, by default the model's own."""
 
     rows: int = 128
     samples: int = 4
     temperature: float = 1.0
+    budgets: tuple[int, ...] = ()
+    answer_tokens: int = 118
+    think_end: str | None = None
 
     def __post_init__(self) -> None:
-        at_least_one("eval", self, "rows", "samples")
+        at_least_one("eval", self, "rows", "samples", "answer_tokens")
+        if self.budgets:
+            check_budgets(self.budgets)
         if not self.temperature >= 0:
             raise UsageError(f"eval.temperature is {self.temperature}; it must be 0 (greedy) or positive")
 
@@ -185,7 +195,9 @@ def assemble(config: RunConfig, world: World) -> Parts:
         options=task_config.options,
     )
     lora = Lora(rank=config.model.lora_rank, alpha=config.model.lora_alpha) if config.model.lora_rank else None
-    device = world.accelerator.device if world.accelerator and config.model.device == "auto" else config.model.device
+    device: Any = config.model.device
+    if device == "auto":
+        device = world.accelerator.device if world.accelerator else ("cuda" if torch.cuda.is_available() else "cpu")
     # LoRA and value heads draw their initial weights from the global generator.
     torch.manual_seed(config.train.seed)
     policy = load_policy(config.model.name, device=device, lora=lora, trust_remote_code=config.model.trust_remote_code)
@@ -200,12 +212,22 @@ def assemble(config: RunConfig, world: World) -> Parts:
     source = TextPrompts(task.train, policy.tokenizer, room)
     setting = Setting(source, judge, sampling, rollout.prompts, rollout.samples)
     held_out = TextPrompts(task.test, policy.tokenizer, room)
-    evaluation = Evaluation(
-        held_out, judge, replace(sampling, temperature=config.eval.temperature, top_p=1.0, top_k=0),
-        config.eval.rows, config.eval.samples,
-        component=f"reward/{next(iter(task.graders))}",
-    )  # fmt: skip
-    return Parts(policy, methods.load(config.method).build(config.knobs, setting), evaluation)
+    measured = evaluation(config.eval, held_out, judge, sampling, f"reward/{next(iter(task.graders))}")
+    return Parts(policy, methods.load(config.method).build(config.knobs, setting), measured)
+
+
+def evaluation(
+    config: EvalConfig, held_out: TextPrompts, judge: Judge, sampling: Sampling, component: str
+) -> Evaluation:
+    """How a run is measured, by the reward's ``component``."""
+    sampling = replace(sampling, temperature=config.temperature, top_p=1.0, top_k=0)
+    anytime = None
+    if config.budgets:
+        thinking = thinking_of(held_out.tokenizer, config.think_end, None, None)
+        short = replace(sampling, max_new_tokens=config.answer_tokens)
+        answering = TextAnswering(thinking, judge, short, component=component)
+        anytime = Anytime(config.budgets, thinking.sampling(sampling, config.budgets), answering)
+    return Evaluation(held_out, judge, sampling, config.rows, config.samples, component=component, anytime=anytime)
 
 
 def prompt_room(context: int | None, new_tokens: int, limit: int) -> int:

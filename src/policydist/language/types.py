@@ -19,12 +19,16 @@ from policydist.errors import PolicydistError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: ``softmax(logits / temperature)``, optionally cut to the ``top_k`` / ``top_p`` head."""
+    """How tokens are drawn: ``softmax(logits / temperature)``, optionally cut to the ``top_k`` / ``top_p`` head.
+
+    ``stop``: token ids that end a response besides the policy's own end tokens; like these they are part of it.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    stop: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -30,4 +30,5 @@ def build_tokenizer() -> Qwen2Tokenizer:
         unk_token="<unk>",
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        think_end="#",  # working stands before this character, the answer behind it
     )

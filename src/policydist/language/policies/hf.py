@@ -184,7 +184,7 @@ class TransformersPolicy:
                 asked, inverse = torch.unique_consecutive(owner[start : start + DECODE_ROWS], return_inverse=True)
                 decoder = self._decoder(prompts, asked, inverse.to(device), sampling.max_new_tokens)
                 rows = uniforms[start : start + DECODE_ROWS]
-                parts.append(decode(decoder, rows, sampling, self.ends, self.pad))
+                parts.append(decode(decoder, rows, sampling, (*self.ends, *sampling.stop), self.pad))
         return _join(parts, self.pad)
 
     def _check_length(self, prompts: Prompts, sampling: Sampling) -> None:

@@ -85,6 +85,8 @@ class TabularPolicy:
     @torch.no_grad()
     def generate(self, prompts: Prompts, sampling: Sampling, uniforms: Float[Tensor, "N L"]) -> Generation:
         """Sample; see `Policy`. ``sampling.max_new_tokens`` shortens the responses where it is below ``length``."""
+        if sampling.stop:
+            raise UsageError("a table's responses all have the same length; stop tokens cannot end them")
         prompt = torch.repeat_interleave(prompts.ids[:, -1], prompts.samples).to(self.device)
         steps = min(self.length, sampling.max_new_tokens)
         number = torch.zeros_like(prompt)
