@@ -169,9 +169,7 @@ def test_experiment_errors_name_the_job(run, tmp_path, monkeypatch):
     flag = tmp_path / "fail"
     flag.touch()
     monkeypatch.setenv("TOY_FAIL", str(flag))
-    with pytest.raises(
-        PolicydistError, match=r"toy\.C5, arm \w+, seed 1003, stratum all: RuntimeError: out of luck"
-    ):
+    with pytest.raises(PolicydistError, match=r"toy\.C5, arm \w+, seed 1003, stratum all: RuntimeError: out of luck"):
         run(5, workers=2)
 
 

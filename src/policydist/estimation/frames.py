@@ -114,8 +114,10 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 def write_figure(path: Path, figure: Figure | SubFigure) -> None:
     """Write a figure whole as PNG and forget it."""
     import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
+    assert isinstance(figure, Figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    plt.close(figure)  # type: ignore[arg-type]
+    plt.close(figure)
     write_whole(path, buffer.getvalue())

@@ -484,7 +484,7 @@ def train(config: Config, data: Path | None, run: Run, progress: Progress) -> di
         summary, table = model.summary(), model.to_frame()
     write_frame(run.path / "estimates.csv", table)
     for what in ("effect", "curves"):
-        write_figure(run.path / f"{what}.png", model.plot(what).figure)  # type: ignore[arg-type]
+        write_figure(run.path / f"{what}.png", model.plot(what).figure)
     write_whole(run.path / "summary.txt", summary + "\n")
     progress(2, 2, numbers)
     more = {"average_effect_se": model.average_effect_se_, "observations": float(len(frame))}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from policydist.errors import UsageError
 from policydist.functional.sparsity import TOLERANCE, Masks, Precision, count_changes, round_bf16
 from policydist.language import methods
-from policydist.language.recipe import Context, Recipe, Setting
+from policydist.language.recipe import Context, Extension, Recipe, Setting
 from policydist.language.types import Policy
 from policydist.runs import config as configs
 from policydist.runs.difference import PREFIX
@@ -157,5 +157,5 @@ def build(config: Config, setting: Setting) -> Recipe:
 
 def extended(recipe: Recipe, masks: Masks | None = None, log: SparsityLog | None = None) -> Recipe:
     """The recipe, confined to ``masks`` and watched by ``log``."""
-    added = [*([Confine(masks)] if masks is not None else []), *([log] if log else [])]
+    added: list[Extension] = [*([Confine(masks)] if masks is not None else []), *([log] if log else [])]
     return replace(recipe, extensions=(*recipe.extensions, *added))

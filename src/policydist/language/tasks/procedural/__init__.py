@@ -26,8 +26,8 @@ _MODULES: Mapping[str, Any] = {
 def _worked(name: str, build: Callable[..., Task]) -> Callable[..., Task]:
     """The builder, with a worked solution as every row's ``completion``: what supervised methods imitate."""
 
-    def answered(rows: Sequence[Row], *stream: object) -> list[Row]:
-        rng = numpy_generator(*stream)
+    def answered(rows: Sequence[Row], seed: int, *stream: object) -> list[Row]:
+        rng = numpy_generator(seed, *stream)
         return [{**row, "completion": solution(name, row, rng)} for row in rows]
 
     @wraps(build)
