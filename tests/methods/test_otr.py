@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import torch
 
 import policydist
 from policydist.errors import UsageError
+from policydist.language.prompts import ContextPrompts
 from policydist.language.tasks.files import Columns, read_jsonl
 from policydist.language.tasks.procedural import PROCEDURAL
 from policydist.language.trainer import TrainConfig
+from policydist.language.types import Sampling
+from policydist.language.world import to_rollouts
 from policydist.language.worlds import run
 from policydist.language.worlds.supervised import ShiftedDomain
 
@@ -113,3 +117,30 @@ def test_procedural_rows_carry_right_completions() -> None:
         for rows in (task.train, task.test):
             (grader,) = task.graders.values()
             assert set(grader([row["completion"] for row in rows], rows)) == {1.0}
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "bloom", "table"])
+def test_token_terms_see_the_logits_of_their_own_place(kind: str) -> None:
+    """Packed, padded and tabular policies alike; a loss that got another token's logits would not be its cross-entropy."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "language"))
+    import tiny_models
+
+    from policydist.functional.supervised import sft_terms
+    from policydist.language.worlds import ModularSum
+
+    def terms(logits: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {**sft_terms(logits, targets), "place": places.float()}
+
+    if kind == "table":
+        policy: Any = ModularSum.draw(0).policy
+        prompts = ContextPrompts(32).take(torch.arange(5), 3)
+        generation = policy.generate(prompts, Sampling(3), torch.rand(15, 3))
+        rollouts = to_rollouts(prompts, generation)
+    else:
+        policy = tiny_models.policy(kind)
+        rollouts = tiny_models.rollouts(policy.generate(tiny_models.prompts(), Sampling(12), tiny_models.uniforms()))
+    scores = policy.score(rollouts, terms=terms)
+    real = rollouts.response_attention
+    torch.testing.assert_close(scores.terms["loss"], -scores.logprobs, atol=1e-5, rtol=1e-5)
+    assert torch.equal(scores.terms["place"][real].long(), real.flatten().nonzero()[:, 0])
+    assert not bool(scores.terms["place"][~real].any())

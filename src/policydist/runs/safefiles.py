@@ -55,7 +55,7 @@ class Entry:
         buffer = torch.empty(count, dtype=TYPES[self.kind])
         if count == 0:
             return buffer
-        view = memoryview(buffer.view(torch.uint8).numpy())
+        view = buffer.view(torch.uint8).numpy().data
         handle = os.open(self.file, os.O_RDONLY)
         try:
             place = self.start + first * self.width

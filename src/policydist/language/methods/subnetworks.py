@@ -42,7 +42,7 @@ class Config:
 
     base: str = "grpo"
     settings: tuple[str, ...] = ()
-    mask: str = ""
+    mask: str | None = None
     every: int = 1
     precision: Precision = "bf16"
     tolerance: float = TOLERANCE
