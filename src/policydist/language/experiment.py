@@ -17,7 +17,7 @@ from policydist.language import methods
 from policydist.language.evaluate import Anytime, Evaluation
 from policydist.language.prompts import TextPrompts
 from policydist.language.recipe import Judge, Recipe, Setting
-from policydist.language.segmented import TextAnswering, thinking_of
+from policydist.language.segmented import TextAnswering, Thinking, thinking_of
 from policydist.language.trainer import Row, TrainConfig, Trainer
 from policydist.language.types import Sampling
 from policydist.language.world import World
@@ -101,7 +101,7 @@ class EvalConfig:
     """Evaluation on the task's test rows before the first step, every ``train.eval_every`` steps (0: never) and at the end.
 
     With ``budgets`` (ascending numbers of tokens) also the accuracy of answers of at most ``answer_tokens`` after thinking is
-    cut there; ``think_end`` is the token that ends thinking, by default the model's own."""
+    cut there; ``think_end``, ``ellipsis`` and ``header`` are what closes it, by default as the model's tokenizer has it."""
 
     rows: int = 128
     samples: int = 4
@@ -109,6 +109,8 @@ class EvalConfig:
     budgets: tuple[int, ...] = ()
     answer_tokens: int = 118
     think_end: str | None = None
+    ellipsis: str | None = None
+    header: str | None = None
 
     def __post_init__(self) -> None:
         at_least_one("eval", self, "rows", "samples", "answer_tokens")
@@ -208,40 +210,49 @@ def assemble(config: RunConfig, world: World) -> Parts:
         top_p=rollout.top_p,
         top_k=rollout.top_k,
     )
-    room = prompt_room(policy.context, sampling.max_new_tokens, rollout.max_prompt_tokens)
+    room = prompt_room(policy.context, {"rollout.max_new_tokens": sampling.max_new_tokens}, rollout.max_prompt_tokens)
     source = TextPrompts(task.train, policy.tokenizer, room)
     setting = Setting(source, judge, sampling, rollout.prompts, rollout.samples)
-    held_out = TextPrompts(task.test, policy.tokenizer, room)
-    measured = evaluation(config.eval, held_out, judge, sampling, f"reward/{next(iter(task.graders))}")
+    component = f"reward/{next(iter(task.graders))}"
+    anytime, asked = None, {"the last of eval.budgets": 0}
+    if config.eval.budgets:
+        thinking = thinking_of(policy.tokenizer, config.eval.think_end, config.eval.ellipsis, config.eval.header)
+        anytime = anytime_of(config.eval, thinking, judge, sampling, component)
+        asked |= {"the last of eval.budgets": config.eval.budgets[-1], "the closing words": len(thinking.closing)}
+        asked |= {"eval.answer_tokens": config.eval.answer_tokens}
+    held_out = TextPrompts(task.test, policy.tokenizer, prompt_room(policy.context, asked, room))
+    measured = Evaluation(
+        held_out, judge, measuring(config.eval, sampling), config.eval.rows, config.eval.samples,
+        component=component, anytime=anytime,
+    )  # fmt: skip
     return Parts(policy, methods.load(config.method).build(config.knobs, setting), measured)
 
 
-def evaluation(
-    config: EvalConfig, held_out: TextPrompts, judge: Judge, sampling: Sampling, component: str
-) -> Evaluation:
-    """How a run is measured, by the reward's ``component``."""
-    sampling = replace(sampling, temperature=config.temperature, top_p=1.0, top_k=0)
-    anytime = None
-    if config.budgets:
-        thinking = thinking_of(held_out.tokenizer, config.think_end, None, None)
-        short = replace(sampling, max_new_tokens=config.answer_tokens)
-        answering = TextAnswering(thinking, judge, short, component=component)
-        anytime = Anytime(config.budgets, thinking.sampling(sampling, config.budgets), answering)
-    return Evaluation(held_out, judge, sampling, config.rows, config.samples, component=component, anytime=anytime)
+def measuring(config: EvalConfig, sampling: Sampling) -> Sampling:
+    """How responses are drawn when a policy is measured: its whole distribution at the evaluation's temperature."""
+    return replace(sampling, temperature=config.temperature, top_p=1.0, top_k=0)
 
 
-def prompt_room(context: int | None, new_tokens: int, limit: int) -> int:
-    """How many tokens a prompt may have, so that it and the response fit into the model's context.
+def anytime_of(config: EvalConfig, thinking: Thinking, judge: Judge, sampling: Sampling, component: str) -> Anytime:
+    """How accuracy at token budgets is measured, by the reward's ``component``."""
+    drawn = measuring(config, sampling)
+    answering = TextAnswering(thinking, judge, replace(drawn, max_new_tokens=config.answer_tokens), component)
+    return Anytime(config.budgets, thinking.sampling(drawn), answering)
+
+
+def prompt_room(context: int | None, asked: Mapping[str, int], limit: int) -> int:
+    """How many tokens a prompt may have, so that it and what is ``asked`` for behind it fit into the model's context.
 
     Raises:
-        UsageError: if the response alone fills the context.
+        UsageError: if that alone fills the context.
     """
     if context is None:
         return limit
+    new_tokens = sum(asked.values())
     if new_tokens >= context:
-        raise UsageError(
-            f"rollout.max_new_tokens {new_tokens} leaves no room for a prompt in the model's context of {context}; lower it"
-        )
+        named = " and ".join(f"{name} ({count} tokens)" for name, count in asked.items() if count)
+        verb = "leaves" if len(asked) == 1 else "leave"
+        raise UsageError(f"{named} {verb} no room for a prompt in the model's context of {context}; lower that")
     return min(limit, context - new_tokens)
 
 

@@ -1,7 +1,7 @@
 """Thinking that is cut at token budgets: every trace is rated by answers sampled after each cut (arXiv 2505.13438).
 
 A cut inside the trace is closed by fixed tokens that nobody is trained on; a trace that closed by itself is shared by all
-budgets at or beyond its end. An answer is graded as the end of everything that stands before it.
+budgets at or beyond its end. An answer is graded from the end of thinking on: what the trace itself says earns nothing.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Thinking:
             )
         return cls(ids[0], (*encode(ellipsis), *ids, *encode(header)), tuple(encode(header)))
 
-    def sampling(self, base: Sampling, budgets: Sequence[int]) -> Sampling:
-        """How traces are drawn: up to the last budget or the end of thinking."""
-        return replace(base, max_new_tokens=budgets[-1], stop=(*base.stop, self.end))
+    def sampling(self, base: Sampling) -> Sampling:
+        """How traces are drawn: the end of thinking ends them too."""
+        return replace(base, stop=(*base.stop, self.end))
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,15 @@ class Cuts:
     of: Int[Tensor, "N S"]
 
 
-def cut_traces(lengths: Int[Tensor, " N"], closed: Bool[Tensor, " N"], budgets: Sequence[int]) -> Cuts:
-    """Where each trace is cut. ``lengths`` count the end token; a trace shorter than the last budget that is not ``closed`` was
-    ended by another end token, which is left out of the cut."""
+def cut_traces(
+    lengths: Int[Tensor, " N"], closed: Bool[Tensor, " N"], finished: Bool[Tensor, " N"], budgets: Sequence[int]
+) -> Cuts:
+    """Where each trace is cut. ``lengths`` count the last token whatever it is: the end of thinking of a ``closed`` trace, or the
+    token by which the policy ``finished`` its whole response, which is left out of the cut."""
     limits = torch.tensor(budgets, device=lengths.device)
     whole = lengths.unsqueeze(1) <= limits
     natural = whole & closed.unsqueeze(1)
-    # A trace may fill the last budget exactly without having ended.
-    ended = whole & ~closed.unsqueeze(1) & (lengths < budgets[-1]).unsqueeze(1)
+    ended = whole & (finished & ~closed).unsqueeze(1)
     kept = torch.minimum(lengths.unsqueeze(1), limits) - ended.long()
     new = torch.ones_like(natural)
     new[:, 1:] = (kept[:, 1:] != kept[:, :-1]) | (natural[:, 1:] != natural[:, :-1]) | (ended[:, 1:] != ended[:, :-1])
@@ -110,33 +111,40 @@ def cut_traces(lengths: Int[Tensor, " N"], closed: Bool[Tensor, " N"], budgets: 
 
 @dataclass(frozen=True)
 class TextAnswering:
-    """The policy itself answers after each cut, at most ``max_new_tokens`` tokens; ``judge`` grades trace and answer together.
+    """The policy itself answers after each cut, at most ``max_new_tokens`` tokens; ``judge`` grades the text from the end of
+    thinking on.
 
-    An answer counts only if trace and answer hold exactly one end of thinking between them, and not if the policy had
-    ended the response inside its thinking. ``component`` grades by one part of the reward alone.
+    An answer counts only if cut trace, closing and answer hold exactly one end of thinking between them, and not if the
+    policy had ended the response inside its thinking. ``component`` grades by one part of the reward alone.
     """
 
     thinking: Thinking
     judge: Judge
     sampling: Sampling
-    pad: int = 0
     component: str | None = None
 
     def answer(self, traces: Rollouts, budgets: Sequence[int], count: int, ctx: Context) -> Answers:
+        policy: Any = ctx.policy  # a language model, which has end tokens of its own
         closed = ((traces.response_ids == self.thinking.end) & traces.response_attention).any(1)
-        cuts = cut_traces(traces.lengths, closed, budgets)
+        last = traces.response_ids.gather(1, (traces.lengths - 1).unsqueeze(1))[:, 0]
+        finished = torch.isin(last, torch.tensor(list(policy.ends), device=last.device))
+        cuts = cut_traces(traces.lengths, closed, finished, budgets)
         wanted = torch.bincount(cuts.of.flatten(), minlength=len(cuts.trace)) * count
         prefix = self.prefixes(traces, cuts)
         rows = ctx.generate(self.prompts(traces, cuts, prefix, wanted), self.sampling, "answer")
         cut = rows.group
         rows = replace(rows, group=traces.group[cuts.trace][cut], index=traces.index[cuts.trace][cut])
-        rewards = self.grade(traces, rows, cuts, cut, prefix, ctx)
-        # Cut numbers ascend with trace and budget, so answers to a cut that several budgets share are dealt in turn.
+        once = self.ends_in(*prefix)[cut] + self.ends_in(rows.response_ids, rows.response_attention) == 1
+        rewards = self.grade(rows, ctx) * (once & ~cuts.ended[cut])
+        # Cut numbers ascend with trace and budget, so the answers to a cut that several budgets share are dealt in order.
         places = torch.arange(len(traces) * len(budgets), device=rewards.device).repeat_interleave(count)
         total = rewards.new_zeros(len(traces) * len(budgets)).index_add(0, places, rewards)
-        return Answers(
-            (total / count).view(len(traces), len(budgets)), replace(rows, rewards=rewards), cut, places % len(budgets)
-        )
+        scores = (total / count).view(len(traces), len(budgets))
+        return Answers(scores, replace(rows, rewards=rewards), cut, places % len(budgets))
+
+    def ends_in(self, ids: Int[Tensor, "M L"], real: Bool[Tensor, "M L"]) -> Int[Tensor, " M"]:
+        """Ends of thinking in each row."""
+        return ((ids == self.thinking.end) & real).sum(1)
 
     def prefixes(self, traces: Rollouts, cuts: Cuts) -> tuple[Int[Tensor, "C L"], Bool[Tensor, "C L"]]:
         """Ids and mask of each cut trace with its closing tokens, left-aligned."""
@@ -146,7 +154,7 @@ class TextAnswering:
         for tokens, chosen in ((self.thinking.header, cuts.closed), (self.thinking.closing, ~cuts.closed)):
             ids = torch.cat([ids, torch.tensor(tokens, dtype=ids.dtype, device=device).expand(len(ids), -1)], 1)
             mask = torch.cat([mask, chosen.unsqueeze(1).expand(-1, len(tokens))], 1)
-        return aligned(ids, mask, self.pad, left=True)
+        return aligned(ids, mask, left=True)
 
     def prompts(
         self, traces: Rollouts, cuts: Cuts, prefix: tuple[Tensor, Tensor], wanted: Int[Tensor, " C"]
@@ -154,37 +162,30 @@ class TextAnswering:
         """What the answers are sampled from: question, cut trace, closing tokens."""
         ids = torch.cat([traces.prompt_ids[cuts.trace], prefix[0]], 1)
         mask = torch.cat([traces.prompt_mask[cuts.trace], prefix[1]], 1)
-        ids, mask = aligned(ids, mask, self.pad, left=False)
+        ids, mask = aligned(ids, mask, left=False)
         items = tuple(traces.items[i] for i in cuts.trace.tolist()) if traces.items else ()
         return Prompts(ids.cpu(), mask.cpu(), wanted.cpu(), traces.index[cuts.trace].cpu(), items)
 
-    def grade(
-        self, traces: Rollouts, rows: Rollouts, cuts: Cuts, cut: Int[Tensor, " M"], prefix: tuple[Tensor, Tensor],
-        ctx: Context,
-    ) -> Float[Tensor, " M"]:  # fmt: skip
-        """The judge's reward of each answer with its trace in front."""
-        ids = torch.cat([prefix[0][cut], rows.response_ids], 1)
-        real = torch.cat([prefix[1][cut], rows.response_attention], 1)
-        ids, real = aligned(ids, real, self.pad, left=True)
-        owner = cuts.trace[cut]
-        whole = replace(
-            rows, prompt_ids=traces.prompt_ids[owner], prompt_mask=traces.prompt_mask[owner], response_ids=ids,
-            response_attention=real, response_mask=real, behavior_logprobs=torch.zeros(ids.shape, device=ids.device),
-            old_logprobs=None, extras={},
+    def grade(self, rows: Rollouts, ctx: Context) -> Float[Tensor, " M"]:
+        """The judge's reward of each answer, with the end of thinking and the header in front of it."""
+        front = torch.tensor([self.thinking.end, *self.thinking.header], device=rows.response_ids.device)
+        real = torch.nn.functional.pad(rows.response_attention, (len(front), 0), value=True)
+        ids = torch.cat([front.expand(len(rows), -1), rows.response_ids], 1)
+        shown = replace(
+            rows, response_ids=ids, response_attention=real, response_mask=real, old_logprobs=None,
+            behavior_logprobs=torch.zeros(ids.shape, device=ids.device),
         )  # fmt: skip
-        judged = ctx.world.map(lambda part: self.judge(part, ctx), whole)
-        once = ((ids == self.thinking.end) & real).sum(1) == 1
-        rewards = rewards_of(judged) if self.component is None else judged.extras[self.component]
-        return rewards * (once & ~cuts.ended[cut])
+        judged = ctx.world.map(lambda part: self.judge(part, ctx), shown)
+        return rewards_of(judged) if self.component is None else judged.extras[self.component]
 
 
-def aligned(ids: Tensor, mask: Tensor, pad: int, left: bool) -> tuple[Tensor, Tensor]:
+def aligned(ids: Tensor, mask: Tensor, left: bool) -> tuple[Tensor, Tensor]:
     """The real tokens of each row moved together, to the left or right end, in their order; common padding cut off."""
     order = torch.argsort((~mask if left else mask).to(torch.int8), dim=1, stable=True)
     ids, mask = ids.gather(1, order), mask.gather(1, order)
     width = int(mask.sum(1).max()) if len(mask) else 0
     part = slice(0, width) if left else slice(ids.shape[1] - width, None)
-    return ids[:, part].masked_fill(~mask[:, part], pad), mask[:, part]
+    return ids[:, part].masked_fill(~mask[:, part], 0), mask[:, part]
 
 
 def thinking_of(tokenizer: Any, end: str | None, ellipsis: str | None, header: str | None) -> Thinking:

@@ -27,8 +27,10 @@ DIFFERENCES: tuple[str, ...] = (
     "The loss is divided by traces times a constant length, as in the code, whatever the number of answers.",
     "A trace that the policy ends without closing it scores 0 at the budgets beyond its end, as in the code; at smaller budgets "
     "it is cut like any other.",
-    "Without decoupling (decouple=false) only the answers at the last budget are trained, against the mean over the group's "
-    "traces: the code's arms with one answer a cut.",
+    "Without decoupling only the answers at the last budget are trained, against the mean over the group's traces, as in the "
+    "code's arms with one answer a cut; decouple=false does the same with several.",
+    "Answers are graded from the end of thinking on, as the released reward does: an answer that stands in the trace alone "
+    "earns nothing.",
 )
 """Where paper, released code and this module part."""
 
@@ -39,7 +41,8 @@ class Config(LossConfig):
     rollout.max_new_tokens); ``prior``: how much each budget counts; ``answers`` a cut, of at most ``answer_tokens``;
     ``baseline`` of the thinking: ``brpo`` mixes the trace's own progress (``v1``, its earlier cuts discounted by ``discount``)
     with the group's mean return (``v2``), by the budget's number or length (``mixing``); ``decouple``: answers are compared with
-    those of the same cut, whatever the prior. ``think_end``: the token that ends thinking (null: </think>, or what the
+    those of the same cut, whatever the prior (null: if there are several; false: those of the last budget alone are trained,
+    against the mean over the group's traces). ``think_end``: the token that ends thinking (null: </think>, or what the
     tokenizer's configuration names);
     ``ellipsis`` is written before it where a trace is cut, ``header`` behind it before every answer."""
 
@@ -52,7 +55,7 @@ class Config(LossConfig):
     baseline: Baseline = "brpo"
     discount: float = 0.5
     mixing: Mixing = "index"
-    decouple: bool = True
+    decouple: bool | None = None
     think_end: str | None = None
     ellipsis: str | None = None
     header: str | None = None
@@ -64,8 +67,15 @@ class Config(LossConfig):
                 raise UsageError(f"brpo: {name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.discount <= 1:
             raise UsageError(f"brpo: discount is {self.discount}; it must lie in (0, 1]")
+        if self.decouple and self.answers == 1:
+            raise UsageError("brpo: decouple compares the answers of one cut; raise answers to 2 or more")
         if self.budgets is not None:
             check_budgets(self.budgets)
+
+    @property
+    def within_cuts(self) -> bool:
+        """Whether answers are compared with those of their own cut."""
+        return self.answers > 1 if self.decouple is None else self.decouple
 
 
 def budgets_of(config: Config, longest: int) -> tuple[int, ...]:
@@ -138,8 +148,8 @@ class BudgetCredit:
             scores, traces.group, self.prior, baseline=config.baseline, discount=config.discount, mixing=config.mixing,
             budgets=self.budgets,
         )  # fmt: skip
-        spread = found.returns.var(0).clamp(min=1e-12)
-        ctx.log("brpo/variance_left", (found.advantages.var(0) / spread).mean())
+        spread = found.returns.var(0, correction=0).clamp(min=1e-12)
+        ctx.log("brpo/variance_left", (found.advantages.var(0, correction=0) / spread).mean())
         # Answer rows may be wider than the longest trace; there are no thinking tokens there.
         width = min(traces.response_ids.shape[1], self.budgets[-1])
         own = budget_segments(width, self.budgets).to(scores.device)
@@ -148,7 +158,7 @@ class BudgetCredit:
     def answers(self, rows: Rollouts) -> Float[Tensor, " M"]:
         rewards = rows.rewards
         assert rewards is not None
-        if self.config.decouple:
+        if self.config.within_cuts:
             return group_centred(rewards, rows.extras["cut"])
         last = rows.extras["budget"] == len(self.budgets) - 1
         result = torch.zeros_like(rewards)
@@ -166,8 +176,7 @@ def answering_of(config: Config, setting: Setting) -> tuple[Answering, Sampling]
         raise UsageError("brpo cuts thinking in text; give it a task with text")
     thinking = thinking_of(tokenizer, config.think_end, config.ellipsis, config.header)
     short = replace(setting.sampling, max_new_tokens=config.answer_tokens)
-    stop = (*setting.sampling.stop, thinking.end)
-    return TextAnswering(thinking, setting.judge, short), replace(setting.sampling, stop=stop)
+    return TextAnswering(thinking, setting.judge, short), thinking.sampling(setting.sampling)
 
 
 def build(config: Config, setting: Setting) -> Recipe:
