@@ -45,7 +45,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
 
 def numbers(path: Path) -> list[dict[str, float]]:
     """Metric rows without the clock's."""
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in read_metrics(path)]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "memory"))} for row in read_metrics(path)]
 
 
 def same_weights(first: Path, second: Path) -> None:

@@ -36,7 +36,8 @@ class Context:
     """What a stage can see besides its input: the policy, the step, the previous update's entropy, and a place to log.
 
     ``entropy`` is the sampled entropy (mean of -log p over chosen tokens, nats) seen during the previous update; 0 before the
-    first. ``updates`` is how many optimiser steps each batch of rollouts gets; ``generated`` counts the tokens sampled so far.
+    first. ``updates`` is how many optimiser steps each batch of rollouts gets; ``generated`` and ``responses`` count the tokens and
+    the responses sampled so far.
     """
 
     policy: Policy
@@ -47,6 +48,7 @@ class Context:
     entropy: float = 0.0
     updates: int = 1
     generated: int = 0
+    responses: int = 0
     norm: Norm = field(default_factory=lambda: Norm(1, 1, 1))
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -64,6 +66,7 @@ class Context:
         uniforms = torch.rand(total, sampling.max_new_tokens, generator=self.generator(stage))
         rollouts = self.world.generate(self.policy, prompts, sampling, uniforms)
         self.generated += int(rollouts.response_attention.sum())
+        self.responses += len(rollouts)
         return rollouts
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -127,7 +128,8 @@ class Trainer:
         recipe.curriculum.observe(rollouts, ctx)
         self.done += 1
         self.seconds += sum(value for name, value in ctx.metrics.items() if name.startswith("seconds/"))
-        return {"step": self.done, "tokens": ctx.generated, "seconds": self.seconds, **ctx.metrics}
+        used = {"tokens": ctx.generated, "responses": ctx.responses, "seconds": self.seconds, "memory": memory()}
+        return {"step": self.done, **used, **ctx.metrics}
 
     def update(self, rollouts: Rollouts) -> None:
         """``epochs`` passes over the rollouts in ``updates`` mini-batches each, in order."""
@@ -287,7 +289,8 @@ class Trainer:
         weights: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
         parts = {name: part.state_dict() for name, part in self.stateful().items()}
         extra = {
-            "entropy": self.ctx.entropy, "generated": self.ctx.generated, "seconds": self.seconds,
+            "entropy": self.ctx.entropy, "generated": self.ctx.generated, "responses": self.ctx.responses,
+            "seconds": self.seconds,
             "schedule": self.schedule.last_epoch, "parts": parts,
         }  # fmt: skip
         folder = self.run.path / "checkpoints"
@@ -311,6 +314,7 @@ class Trainer:
         for name, part in self.stateful().items():
             part.load_state_dict(state["parts"][name])
         self.ctx.entropy, self.ctx.generated = state["entropy"], state["generated"]
+        self.ctx.responses = state["responses"]
         self.done, self.seconds = state["step"], state["seconds"]
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -335,6 +339,13 @@ def timed(ctx: Context, stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     ctx.log(f"seconds/{stage}", time.perf_counter() - start)
+
+
+def memory() -> float:
+    """MiB in use: the GPU's peak since the start, else this process's resident memory now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return float(psutil.Process().memory_info().rss / 2**20)
 
 
 def describe(rollouts: Rollouts, ctx: Context) -> None:

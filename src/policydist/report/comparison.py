@@ -26,9 +26,11 @@ ACCURACY = "eval/accuracy"
 REWARD = "reward"
 TAIL = 0.1  # share of the steps that "reward at the end" averages over
 
-TITLES = {"reward": "train reward"}
+TITLES = {"reward": "train reward", "memory": "memory MiB"}
+ORDER = ("accuracy", "reward", "tokens", "responses", "seconds", "memory")
 FORMATS: Mapping[str, Callable[[float | None], str]] = {
-    "reward": words.number, "tokens": words.short, "seconds": words.seconds,
+    "reward": words.number, "tokens": words.short, "responses": words.short, "seconds": words.seconds,
+    "memory": words.short,
 }  # fmt: skip
 
 Rows = list[dict[str, Any]]
@@ -140,7 +142,9 @@ def measures(rows: Rows) -> dict[str, float | None]:
         **{key.removeprefix("eval/"): final(rows, key) for key in passes},
         "reward": reward_at_end(rows),
         "tokens": final(rows, "tokens"),
+        "responses": final(rows, "responses"),
         "seconds": final(rows, "seconds"),
+        "memory": max((value for row in rows if (value := numeric(row, "memory")) is not None), default=None),
     }
 
 
@@ -148,11 +152,7 @@ def summary(data: Comparison) -> list[Line]:
     """Every method's final numbers, and its paired difference to the first method."""
     finals = {method: {seed: measures(rows) for seed, rows in data.curves(method).items()} for method in data.methods}
     names = list(dict.fromkeys(name for runs in finals.values() for end in runs.values() for name in end))
-    names.sort(
-        key=lambda name: (
-            ("accuracy", "reward", "tokens", "seconds").index(name) if not name.startswith("pass@") else 0.5
-        )
-    )
+    names.sort(key=lambda name: ORDER.index(name) if not name.startswith("pass@") else 0.5)
     lines = []
     for method, runs in finals.items():
         by_seed = {name: {s: v for s, end in runs.items() if (v := end.get(name)) is not None} for name in names}
@@ -218,8 +218,8 @@ def notes(data: Comparison, lines: Sequence[Line]) -> list[str]:
     if all(line.measures.get("accuracy", Estimate(None, None, 0)).mean is None for line in lines):
         found.append("No run ended with a held-out evaluation; set train.eval_every to get one.")
     found.append(
-        "Train reward is the mean over the last tenth of the steps; tokens are those sampled; seconds are those of the "
-        "training steps, evaluation not counted."
+        "Train reward is the mean over the last tenth of the steps; tokens and responses are those sampled; seconds are "
+        "those of the training steps, evaluation not counted; memory is the largest seen after a step."
     )
     return found
 
