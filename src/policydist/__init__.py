@@ -7,6 +7,7 @@ The Python interface mirrors the command line; everything heavy is loaded on fir
     outcome = policydist.train("bnpo", task="countdown", steps=60)
     effects = policydist.train("r3d", data="scores.csv", settings=["unit=school", "running=poverty", "outcome=score"])
     table = policydist.compare(["grpo", "bnpo"], task="chain", seeds=4)
+    numbers = policydist.evaluate("embedded", task="chain", budgets=[3, 6, 9, 13])
     records = policydist.claim("bnpo")
 """
 
@@ -21,6 +22,7 @@ _LAZY = {
     "train": ("policydist.experiment", "train"),
     "resume": ("policydist.language.experiment", "resume"),
     "compare": ("policydist.language.compare", "compare"),
+    "evaluate": ("policydist.language.measure", "evaluate"),
     "claim": ("policydist.claims.runner", "run_paper"),
     "papers": ("policydist.catalog", "papers"),
 }

@@ -219,9 +219,44 @@ class Diff:
         return diff.diff(self)
 
 
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure models on a task's test rows without training: accuracy, pass@k, length, and accuracy when thinking is cut.
+
+    A run is measured as it was while it trained, and so are the models beside it, unless a task or config is given.
+
+    Examples: policydist evaluate embedded --task chain --budgets 3,6,9,13
+              policydist evaluate embedded runs/brpo-chain --budgets 3,6,9,13 --out before-after
+    """
+
+    models: Positional[tuple[str, ...]]
+    """One or more of: embedded, a local Hugging Face directory, a Hub name, a run directory."""
+    task: str | None = None
+    """As for train."""
+    budgets: str | None = None
+    """Numbers of thinking tokens after which the model is made to answer, ascending: 16,32,64."""
+    rows: int | None = None
+    """Test rows."""
+    samples: int | None = None
+    """Responses to each row: the k of pass@k."""
+    config: Path | None = None
+    """A YAML file of settings; its sections task, model, rollout and eval are read."""
+    set: Settings = ()
+    """One setting, e.g. --set eval.temperature=0.6; may be given several times."""
+    out: Path | None = None
+    """Write evaluation.json, and with budgets a figure, into this folder."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from policydist.cli import evaluate
+
+        return evaluate.evaluate(self)
+
+
 COMMANDS: dict[str, type] = {
     "papers": Papers, "show": Show, "train": Train, "compare": Compare, "claim": Claim, "report": Report, "diff": Diff,
-    "milp": Milp,
+    "evaluate": Evaluate, "milp": Milp,
 }  # fmt: skip
 
 

@@ -18,7 +18,13 @@ from policydist.language.prompts import ContextPrompts
 from policydist.language.recipe import Context, Setting
 from policydist.language.segmented import Answers
 from policydist.language.types import (
-    Generation, Policy, Prompts, Rollouts, Sampling, Scores, TokenTerms, apply_terms,
+    Generation,
+    Prompts,
+    Rollouts,
+    Sampling,
+    Scores,
+    TokenTerms,
+    apply_terms,
 )  # fmt: skip
 from policydist.runs import seeds
 
