@@ -121,7 +121,8 @@ grid.plot()
 # ## A trap: the class ratio
 #
 # Draw patients without holding the share of readmissions fixed, and the audit measures something else: smokers are
-# readmitted more or less often, so the model's base rate tells on them. The same victims, drawn carelessly:
+# readmitted more or less often, so the model's base rate tells on them. The same victims, drawn carelessly (with 120
+# victims the intervals are wide; look at the direction):
 
 
 # %%
@@ -177,6 +178,9 @@ print(pd.DataFrame(rows, columns=columns).round(2).to_string(index=False))
 # The regression attack does not choose between two shares, it estimates the share from the weights. Its n_leaked is the
 # number of patients whose share of smokers would estimate it as well. The shares 0.35 and 0.65 were never seen in
 # training.
+#
+# Estimates are pulled towards the middle of the grid, as any cautious estimate is. That flatters shares near the middle and
+# hurts those at the ends: compare n_leaked over the whole range, not at one half alone.
 
 # %%
 shares = estimate_shares(
