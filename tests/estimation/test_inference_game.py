@@ -166,6 +166,7 @@ def test_other_shifts_are_checked_and_counted() -> None:
             make()
 
 
+@pytest.mark.slow
 def test_processes_and_interruptions_change_no_number(tmp_path) -> None:
     samplers = TwoGroup(0).sampler(0.5), TwoGroup(0).sampler(0.1)
     every = ["threshold", "per_point", "lda"]
