@@ -95,6 +95,14 @@ from policydist.functional.mixed import (
     truncated_importance_weight,
 )
 from policydist.functional.overlong import overlong_penalty
+from policydist.functional.resume import (
+    HintPool,
+    keep_likely,
+    most_resumed,
+    moving_average,
+    resumed_mixture,
+    trajectory_weights,
+)
 from policydist.functional.surrogates import (
     clip_fraction,
     clipped_surrogate,
@@ -115,6 +123,7 @@ __all__ = [
     "BetaNormalization",
     "EffectiveRatio",
     "Groups",
+    "HintPool",
     "accept_off_policy",
     "aepo_count",
     "aepo_select",
@@ -161,10 +170,13 @@ __all__ = [
     "hybrid_group_advantage",
     "importance_ratio",
     "info_gain",
+    "keep_likely",
     "kl_estimate",
     "mixed_groups",
     "mixed_policy_loss",
     "mixture_logprobs",
+    "most_resumed",
+    "moving_average",
     "n_leaked_density",
     "n_leaked_exact",
     "n_leaked_ratio",
@@ -182,6 +194,7 @@ __all__ = [
     "reinforce_pp_baseline_advantage",
     "reinforce_surrogate",
     "remax_advantage",
+    "resumed_mixture",
     "rloo_advantage",
     "rloo_surrogate",
     "rollouts_for_mixed",
@@ -199,6 +212,7 @@ __all__ = [
     "tilted_logprobs",
     "top_rows",
     "total_variation",
+    "trajectory_weights",
     "truncated_importance_weight",
     "ucb_scores",
     "whiten",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from policydist.language.recipe import Context, Judge, PromptSource
+from policydist.language.recipe import Context, Episodes, Judge, PromptSource
 from policydist.language.segmented import Answering, anytime_metrics, think
-from policydist.language.types import Policy, Prompts, Sampling
+from policydist.language.types import Policy, Prompts, Rollouts, Sampling
 from policydist.language.world import World
 from policydist.runs import seeds
 
@@ -42,7 +41,7 @@ class Anytime:
 @dataclass(frozen=True)
 class Evaluation:
     """``samples`` responses to each of the first ``rows`` prompts of ``source``, always with the same random numbers;
-    with ``anytime`` as many traces again, for accuracy at token budgets."""
+    with ``anytime`` as many traces again, for accuracy at token budgets. With ``episodes`` a response is a whole episode."""
 
     source: PromptSource
     judge: Judge
@@ -52,6 +51,7 @@ class Evaluation:
     component: str | None = None
     threshold: float = 0.5
     anytime: Anytime | None = None
+    episodes: Episodes | None = None
 
     def __call__(self, ctx: Context) -> dict[str, float]:
         return self.measure(ctx.policy, ctx.world)
@@ -62,11 +62,8 @@ class Evaluation:
         world = world or World()
         count = min(self.rows, len(self.source))
         prompts = self.source.take(torch.arange(count), self.samples)
-        uniforms = torch.rand(
-            count * self.samples, self.sampling.max_new_tokens, generator=seeds.torch_generator(0, "evaluation")
-        )
-        rollouts = world.generate(policy, prompts, self.sampling, uniforms)
-        silent: Any = Context(policy, 0, world=world)
+        silent = Context(policy, 0, world=world)
+        rollouts = self.drawn(prompts, silent)
         judged = world.map(lambda part: self.judge(part, silent), rollouts)
         scores = judged.rewards if self.component is None else judged.extras[self.component]
         assert scores is not None
@@ -81,6 +78,14 @@ class Evaluation:
             **by_source(prompts, scores.double().mean(1)),
             **(self.anytime.measure(prompts, policy, world) if self.anytime else {}),
         }
+
+    def drawn(self, prompts: Prompts, ctx: Context) -> Rollouts:
+        """The responses that are measured."""
+        if self.episodes is not None:
+            return self.episodes.play(prompts, self.sampling, ctx)
+        shape = int(prompts.samples.sum()), self.sampling.max_new_tokens
+        uniforms = torch.rand(shape, generator=seeds.torch_generator(0, "evaluation"))
+        return ctx.world.generate(ctx.policy, prompts, self.sampling, uniforms)
 
 
 def by_source(prompts: Prompts, accuracy: Float[Tensor, " Q"]) -> dict[str, float]:

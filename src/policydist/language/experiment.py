@@ -15,6 +15,7 @@ from policydist.errors import MissingExtraError, UsageError
 from policydist.functional.anytime import check_budgets
 from policydist.language import methods
 from policydist.language.evaluate import Anytime, Evaluation
+from policydist.language.multiturn import AnswerJudge
 from policydist.language.prompts import TextPrompts
 from policydist.language.recipe import Judge, Recipe, Setting
 from policydist.language.segmented import TextAnswering, Thinking, thinking_of
@@ -145,14 +146,24 @@ def configure(method: str, data: Mapping[str, Any] | None = None, words: Sequenc
     Raises:
         UsageError: naming the first setting that is unknown or ill-typed.
     """
-    knobs = methods.load(method).Config
-    settings = {**(data or {})}
+    module: Any = methods.load(method)
+    knobs = module.Config
+    settings = beneath(getattr(module, "DEFAULTS", {}), data or {})
     stated = settings.pop("method", method)
     if stated != method:
         raise UsageError(f"the config is for method {stated}, not {method}")
     assign(settings, words, {**SECTIONS, "knobs": knobs}, top=("trackers",))
     typed: Any = build(knobs, settings.pop("knobs", None) or {}, "knobs")
     return replace(build(RunConfig, {"method": method, "knobs": None, **settings}), knobs=typed)
+
+
+def beneath(defaults: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with a method's own defaults where a section leaves them open."""
+    sections = {
+        name: {**own, **data[name]} if isinstance(data.get(name), Mapping) else data.get(name, dict(own))
+        for name, own in defaults.items()
+    }
+    return {**data, **sections}
 
 
 @dataclass(frozen=True)
@@ -212,7 +223,7 @@ def assemble(config: RunConfig, world: World) -> Parts:
     )
     room = prompt_room(policy.context, {"rollout.max_new_tokens": sampling.max_new_tokens}, rollout.max_prompt_tokens)
     source = TextPrompts(task.train, policy.tokenizer, room)
-    setting = Setting(source, judge, sampling, rollout.prompts, rollout.samples)
+    setting = Setting(source, judge, sampling, rollout.prompts, rollout.samples, task.documents)
     component = f"reward/{next(iter(task.graders))}"
     anytime, asked = None, {"the last of eval.budgets": 0}
     if config.eval.budgets:
@@ -225,7 +236,10 @@ def assemble(config: RunConfig, world: World) -> Parts:
         held_out, judge, measuring(config.eval, sampling), config.eval.rows, config.eval.samples,
         component=component, anytime=anytime,
     )  # fmt: skip
-    return Parts(policy, methods.load(config.method).build(config.knobs, setting), measured)
+    recipe = methods.load(config.method).build(config.knobs, setting)
+    if recipe.episodes is not None:
+        measured = replace(measured, judge=AnswerJudge(judge), episodes=recipe.episodes)
+    return Parts(policy, recipe, measured)
 
 
 def measuring(config: EvalConfig, sampling: Sampling) -> Sampling:

@@ -9,9 +9,9 @@ objective    the loss
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -113,6 +113,31 @@ class Objective(Protocol):
     def __call__(self, policy: Policy, batch: Rollouts, ctx: Context) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
+@runtime_checkable
+class Episodes(Protocol):
+    """Plays prompts to their end, turn by turn (see `multiturn`). Small worlds' prompt sources implement it themselves.
+
+    Rows carry the extras ``origin``, ``turns`` [N] taken, and ``answer_start`` and ``answer_end`` [N], the tokens of the final
+    answer, -1 where there is none.
+    """
+
+    @property
+    def max_turns(self) -> int: ...
+
+    def play(self, prompts: Prompts, sampling: Sampling, ctx: Context) -> Rollouts:
+        """``prompts.samples[q]`` episodes of each prompt, as `Context.generate` orders them."""
+        ...
+
+    def resume(self, rollouts: Rollouts, sampling: Sampling, ctx: Context) -> Rollouts:
+        """The rows, none of which has an answer, played on for the turns that they have left."""
+        ...
+
+    def failure_logprobs(self, rollouts: Rollouts, rows: Int[Tensor, " K"], starts: Int[Tensor, " K"]) -> Tensor:
+        """[K] log-probability that behind the first ``starts`` tokens of a row the policy at once answers wrongly; 0 where it
+        cannot be known."""
+        ...
+
+
 class Extension(Protocol):
     """What accompanies training without being a stage: it sees the weights before and after each update."""
 
@@ -127,7 +152,8 @@ class Extension(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Five parts, and what they need from the trainer: a value head, a frozen reference policy, extensions."""
+    """Five parts, and what they need from the trainer: a value head, a frozen reference policy, extensions. ``episodes``: how
+    prompts are played in evaluation where a response takes several turns."""
 
     curriculum: Curriculum
     sampler: Sampler
@@ -137,6 +163,7 @@ class Recipe:
     needs_values: bool = False
     needs_reference: bool = False
     extensions: tuple[Extension, ...] = ()
+    episodes: Episodes | None = None
 
 
 class PromptSource(Protocol):
@@ -149,13 +176,15 @@ class PromptSource(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method builds its recipe on: where prompts come from, who judges, how much is sampled."""
+    """What a method builds its recipe on: where prompts come from, who judges, how much is sampled; and the texts that a task
+    brings for a retriever."""
 
     source: PromptSource
     judge: Judge
     sampling: Sampling
     prompts_per_step: int = 32
     samples_per_prompt: int = 8
+    documents: Sequence[str] = ()
 
 
 class Shuffled:

@@ -8,3 +8,8 @@ from pathlib import Path
 def path() -> Path:
     """The directory of the shipped model: configuration, safetensors, tokenizer, training log and model card."""
     return Path(__file__).parent / "model"
+
+
+def search_path() -> Path:
+    """The directory of the shipped model that can search (``embedded-search``)."""
+    return Path(__file__).parent / "search_model"

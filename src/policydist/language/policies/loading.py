@@ -15,7 +15,8 @@ from policydist.language.policies.hf import VALUE_HEAD, TransformersPolicy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = "embedded"
+EMBEDDED = {"embedded": "path", "embedded-search": "search_path"}
+"""The models that come with the package, by name."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -37,7 +38,7 @@ def load_policy(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
 ) -> TransformersPolicy:
-    """A policy from ``"embedded"``, a local Hugging Face directory, or the name of a model on the Hub.
+    """A policy from ``"embedded"`` or ``"embedded-search"``, a local Hugging Face directory, or the name of a model on the Hub.
 
     A directory that holds a LoRA adapter is loaded as its base model with the adapter, which stays trainable. Asking
     for an ``attn_implementation`` other than sdpa or eager turns packing off.
@@ -66,10 +67,10 @@ def load_policy(
 
 
 def _source(name_or_path: str | Path) -> str:
-    if str(name_or_path) == EMBEDDED:
+    if str(name_or_path) in EMBEDDED:
         from policydist.language import embedded
 
-        return str(embedded.path())
+        return str(getattr(embedded, EMBEDDED[str(name_or_path)])())
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():

@@ -18,7 +18,8 @@ class Task:
     """A set of verifiable problems.
 
     ``graders`` maps reward components to graders; the reward is their weighted sum (``weights`` defaults to 1 each).
-    The first component is the task's accuracy, which evaluation reports.
+    The first component is the task's accuracy, which evaluation reports. ``documents``: what a retriever may search to
+    answer them; most tasks have none.
     """
 
     name: str
@@ -27,3 +28,4 @@ class Task:
     graders: Mapping[str, Grader]
     weights: Mapping[str, float] | None = None
     max_new_tokens: int = 64
+    documents: Sequence[str] = ()

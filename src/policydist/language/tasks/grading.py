@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -59,6 +60,25 @@ def exact_match(
     def right(response: str, row: Row) -> bool:
         found = extract_answer(response, ways)
         return bool(found) and clean(found) in {clean(str(answer)) for answer in _accepted(row)}
+
+    return _each(right)
+
+
+def short_answer(*, extraction: Sequence[str] = ("tag",)) -> Grader:
+    """1 when the extracted answer equals ``answer`` (or one of its items) as open-domain question answering counts it, else 0.
+
+    Both sides in lower case, without punctuation, without the articles a, an and the, and with single blanks (SQuAD's
+    normalisation, arXiv 1606.05250).
+    """
+    ways = check_ways(extraction)
+
+    def clean(text: str) -> str:
+        kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+        return " ".join(word for word in kept.split() if word not in ("a", "an", "the"))
+
+    def right(response: str, row: Row) -> bool:
+        found = clean(extract_answer(response, ways))
+        return bool(found) and found in {clean(str(answer)) for answer in _accepted(row)}
 
     return _each(right)
 
@@ -243,6 +263,7 @@ def _picked(found: str, options: Sequence[str]) -> int | None:
 
 GRADERS: Mapping[str, Callable[..., Grader]] = {
     "exact_match": exact_match,
+    "short_answer": short_answer,
     "numeric": numeric,
     "math_verify": math_verify_grader,
     "expression": expression,

@@ -202,9 +202,11 @@ def _cut(
 
 
 def _procedural() -> Mapping[str, Callable[..., Task]]:
+    """Built-in tasks by name."""
+    from policydist.language.tasks import twohop
     from policydist.language.tasks.procedural import PROCEDURAL
 
-    return PROCEDURAL
+    return {**PROCEDURAL, "two-hop": twohop.build}
 
 
 def _check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
