@@ -286,7 +286,7 @@ class Trainer:
         """Write a checkpoint of everything that the next step depends on."""
         if self.run is None or not self.ctx.world.main:
             return
-        weights: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        weights = self.kept()
         parts = {name: part.state_dict() for name, part in self.stateful().items()}
         extra = {
             "entropy": self.ctx.entropy, "generated": self.ctx.generated, "responses": self.ctx.responses,
@@ -300,13 +300,13 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint; the following steps give what the uninterrupted run would have given."""
         weights, optimiser, state = checkpoint.load(path, self.policy.device)
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        own = self.kept()
         if own.keys() != weights.keys():
             odd = sorted(own.keys() ^ weights.keys())[0]
             raise PolicydistError(f"checkpoint {path} is of another model: {odd} is not in both")
         with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(weights[name])
+            for name, tensor in own.items():
+                tensor.copy_(weights[name])
         self.optimiser.load_state_dict(optimiser)
         self.schedule.last_epoch = state["schedule"]
         for group, base in zip(self.optimiser.param_groups, self.schedule.base_lrs, strict=True):
@@ -321,6 +321,14 @@ class Trainer:
         accelerator = self.ctx.world.accelerator
         module = self.policy.module if accelerator is None else accelerator.unwrap_model(self.policy.module)
         return module.named_parameters()
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the trained weights, and the tensors that parts of the recipe keep beside them."""
+        own: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        for name in ("curriculum", "sampler", "judge", "credit", "objective"):
+            tensors = getattr(getattr(self.recipe, name), "tensors", dict)()
+            own |= {f"{name}/{key}": tensor for key, tensor in tensors.items()}
+        return own
 
     def stateful(self) -> dict[str, Any]:
         names = ("curriculum", "sampler", "judge", "credit", "objective")
