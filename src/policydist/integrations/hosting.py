@@ -18,18 +18,24 @@ from policydist.runs import config as configs
 
 NEEDS = {
     "aepo": "a second, hotter or colder, sampling pass",
+    "brpo": "its own sampler, which cuts each trace and samples answers after every cut",
     "calibrl": "an expert's response to every prompt, scored by the policy",
-    "dft": "responses from the data in place of samples",
+    "dft": "responses from the data in place of samples, the task of TRL's SFTTrainer",
+    "doge": "contexts whose question is hidden, and a frozen Solver's pass rate on them",
+    "dump": "to choose each step's prompts by source",
     "grpo_sft": "an expert's response in every group",
     "herl": "revisions of the group's best responses, judged before credit is given",
     "icpo": "rollouts drawn behind solved examples and trained on without them",
+    "knapsack": "to choose how many responses each prompt gets",
     "luffy": "an expert's response in every group",
-    "otr": "responses from the data and every token's whole distribution",
+    "otr": "responses from the data, as TRL's SFTTrainer takes them, and every token's whole distribution",
     "ppo": "a value head and its loss",
     "remax": "a greedy response to every prompt",
+    "rexrag": "episodes with searches, of which some are resumed behind a hint",
     "rft": "a supervised loss on the accepted samples alone",
-    "sft": "responses from the data in place of samples",
+    "sft": "responses from the data in place of samples, the task of TRL's SFTTrainer",
     "subnetworks": "the trainer's weights before and after every step",
+    "vade": "to choose each step's prompts by their success rates",
 }
 """What those methods need that a host, which samples by itself and trains one language model, does not give."""
 
