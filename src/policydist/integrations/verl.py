@@ -46,6 +46,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "dcpo": "it needs the previous update's entropy and log-probabilities at a second temperature, and verl hands an "
         "estimator rewards, mask and uid only. A trainer of your own can compute it with policydist.functional",
         "dft": "it imitates data and has no rewards",
+        "doge": "it has a frozen Solver answer with each analysis before credit is given",
         "gspo": "its advantage is policydist_grpo's; the rest is policy_loss.loss_mode=policydist_gspo",
         "grpo_sft": "it trains on expert responses beside the samples",
         "herl": "it has the policy revise its samples before credit is given",

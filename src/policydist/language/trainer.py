@@ -326,7 +326,7 @@ class Trainer:
         """What a checkpoint holds: the trained weights, and the tensors that parts of the recipe keep beside them."""
         own: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
         for name in ("curriculum", "sampler", "judge", "credit", "objective"):
-            tensors = getattr(getattr(self.recipe, name), "tensors", dict)()
+            tensors: Mapping[str, Tensor] = getattr(getattr(self.recipe, name), "tensors", dict)()
             own |= {f"{name}/{key}": tensor for key, tensor in tensors.items()}
         return own
 

@@ -24,12 +24,13 @@ class Columns:
         """The record with its prompt and answer under the names that graders use; other columns stay.
 
         Demonstrations come as ``prompt`` and ``completion`` or as chat ``messages`` (`demonstration`); without an answer of
-        its own such a row takes the completion for the answer.
+        its own such a row takes the completion for the answer. A row with a ``context`` and a ``question`` instead of a
+        prompt is asked both, one after the other.
 
         Raises:
             UsageError: naming ``where`` for a missing column, a null or empty prompt, or a null answer.
         """
-        record = demonstration(record, self, where)
+        record = demonstration(with_context(record, self), self, where)
         row = dict(record)
         wanted = {"prompt": self.prompt, "answer": self.answer}
         for name, column in wanted.items():
@@ -50,6 +51,14 @@ class Columns:
         if self.grader == "auto":
             return not ("rubric" in record or {"numbers", "target"} <= record.keys())
         return ":" not in self.grader and self.grader not in ("rubric", "expression")
+
+
+def with_context(record: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
+    """The record with its context and question as the prompt, if it has these as texts and no prompt of its own."""
+    parts = [record.get("context"), record.get("question")]
+    if columns.prompt in record or not all(isinstance(part, str) and part.strip() for part in parts):
+        return record
+    return {columns.prompt: "\n\n".join(map(str, parts)), **record}
 
 
 def demonstration(record: Mapping[str, Any], columns: Columns, where: str) -> Mapping[str, Any]:

@@ -29,7 +29,8 @@ def draw(rng: np.random.Generator, difficulty: int) -> tuple[str, Row]:
     values = _values(start, steps, modulus)
     text = f"{start}{''.join(f'{op}{digit}' for op, digit in steps)}%{modulus}"
     row = {"start": start, "steps": [list(step) for step in steps], "modulus": modulus, "difficulty": difficulty}
-    return text, {"prompt": f"{text}:", "answer": str(values[-1]), **row}
+    parts = {"context": text.partition("%")[0], "question": f"%{modulus}:"}
+    return text, {"prompt": f"{text}:", "answer": str(values[-1]), **parts, **row}
 
 
 def working(row: Row, rng: np.random.Generator, slip: float) -> str:
