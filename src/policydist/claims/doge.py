@@ -43,7 +43,7 @@ def arm(name: str, role: str, method: str = "doge", ignore: bool = False, **chan
     return Arm(name, role, {"method": method, "ignore": ignore, "knobs": knobs, **changes})  # type: ignore[arg-type]
 
 
-SHORT: Mapping[str, Any] = {"stage1": 20, "stage2": 20, "steps": 80}
+SHORT: Mapping[str, Any] = {"stage1": 10, "stage2": 10, "steps": 40}
 
 CLAIMS = (
     Claim(
@@ -128,7 +128,7 @@ CLAIMS = (
                 "sampling at temperature 1 throughout", "the Solver's trust in an analysis is itself 0.95", "OWN_CHOICE"
             ),
             Deviation(
-                "the seed pool's two arms take rounds of 20 + 20 steps",
+                "the seed pool's two arms take rounds of 10 + 10 steps",
                 "later hardly any problem is in it",
                 "OWN_CHOICE",
             ),
