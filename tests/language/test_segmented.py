@@ -26,6 +26,7 @@ from policydist.language.segmented import (
     thinking_of,
 )
 from policydist.language.types import Generation, Prompts, Rollouts, Sampling
+from policydist.language.world import World
 from policydist.language.worlds.progress import Chain
 
 END, STOP, HEADER, DOTS, RIGHT, WRONG = 5, 1, 6, 7, 8, 9
@@ -160,7 +161,7 @@ def test_a_right_number_in_the_trace_earns_nothing_by_itself() -> None:
 
 
 def test_the_judge_sees_end_header_and_answer() -> None:
-    seen = []
+    seen: list[list[int]] = []
 
     def watch(rollouts: Rollouts, ctx: Any) -> Rollouts:
         seen.extend(
@@ -204,7 +205,7 @@ def test_inserted_tokens_are_no_response_and_answers_are_scored_as_sampled() -> 
 
 
 def test_the_end_of_thinking_of_a_tokenizer() -> None:
-    own = load_policy("embedded").tokenizer
+    own: Any = load_policy("embedded").tokenizer
     found = thinking_of(own, None, None, None)
     assert found == Thinking(own.convert_tokens_to_ids("#"), (own.convert_tokens_to_ids("#"),), ())
     named = thinking_of(own, ";", "..", "=")
@@ -236,9 +237,8 @@ def test_the_worlds_own_answers_agree_with_its_exact_accuracy() -> None:
     torch.nn.init.normal_(world.policy.core.logits, generator=torch.Generator().manual_seed(1))
     setting = world.setting(400, 8)
     prompts = setting.source.take(torch.arange(400), 8)
-    metrics = Anytime((6, 12, 24), setting.sampling, setting.source).measure(
-        prompts, world.policy, Context(world.policy, 0).world
-    )  # type: ignore[arg-type]
+    answering: Any = setting.source
+    metrics = Anytime((6, 12, 24), setting.sampling, answering).measure(prompts, world.policy, World())
     exact = world.accuracy()[[5, 11, 23]]
     found = torch.tensor([metrics[f"eval/accuracy@{budget}"] for budget in (6, 12, 24)], dtype=torch.float64)
     torch.testing.assert_close(found, exact, atol=0.03, rtol=0)

@@ -44,19 +44,23 @@ def credited(**knobs: Any) -> Rollouts:
     return brpo.BudgetCredit(brpo.Config(answers=3, **knobs), BUDGETS)(rollouts, ctx)
 
 
+def advantages(rollouts: Rollouts) -> torch.Tensor:
+    assert rollouts.advantages is not None
+    return rollouts.advantages
+
+
 def test_one_budget_and_one_answer_is_dr_grpo() -> None:
     own = parts("cuts=1", "answers=1", "aggregation=token-mean")
     ctx = Context(own.policy, 4)
     rollouts = own.recipe.sampler(own.recipe.curriculum.select(ctx), ctx)
-    advantages = own.recipe.credit(rollouts, ctx).advantages
+    given = advantages(own.recipe.credit(rollouts, ctx))
     answer = rollouts.extras["auxiliary"]
     assert rollouts.rewards is not None
-    assert advantages is not None
     assert torch.equal(rollouts.rewards[~answer], rollouts.rewards[answer])
     for rows in (~answer, answer):
         expected = dr_grpo_advantage(rollouts.rewards[rows], rollouts.group[rows])
-        torch.testing.assert_close(advantages[rows], expected.unsqueeze(1) * rollouts.response_mask[rows])
-    assert bool(advantages.ne(0).any())
+        torch.testing.assert_close(given[rows], expected.unsqueeze(1) * rollouts.response_mask[rows])
+    assert bool(given.ne(0).any())
 
 
 def test_a_token_of_a_trace_has_its_segments_advantage_and_none_beyond_its_end() -> None:
@@ -84,10 +88,9 @@ def test_answers_are_compared_within_their_cut_whatever_the_prior() -> None:
     answer = rollouts.extras["auxiliary"]
     found = credited(aggregation="token-mean").select(answer)
     other = credited(aggregation="token-mean", prior="base").select(answer)
-    assert found.advantages is not None
     assert found.rewards is not None
-    assert torch.equal(found.advantages, other.advantages)
-    first, cut = found.advantages[:, 0], found.extras["cut"]
+    assert torch.equal(advantages(found), advantages(other))
+    first, cut = advantages(found)[:, 0], found.extras["cut"]
     torch.testing.assert_close(first, group_centred(found.rewards, cut))
     sums = torch.zeros(int(cut.max()) + 1).index_add(0, cut, first)
     torch.testing.assert_close(sums, torch.zeros_like(sums), atol=1e-6, rtol=0)
@@ -95,7 +98,7 @@ def test_answers_are_compared_within_their_cut_whatever_the_prior() -> None:
     _, ctx, judged = sampled()
     same = replace(judged, rewards=torch.ones(len(judged)))
     level = brpo.BudgetCredit(brpo.Config(answers=3), BUDGETS)(same, ctx).select(answer)
-    assert not bool(level.advantages.any())
+    assert not bool(advantages(level).any())
 
 
 def test_without_decoupling_only_answers_at_the_last_budget_are_trained() -> None:
@@ -126,7 +129,7 @@ def test_the_step_is_the_gradient_of_what_was_chosen_over_traces_times_a_constan
     _, ctx, rollouts = sampled()
     plain = brpo.BudgetCredit(brpo.Config(answers=3, aggregation="token-mean"), BUDGETS)(rollouts, ctx)
     logprobs = own.policy.score(plain).logprobs
-    loss = -(plain.advantages * logprobs * plain.response_mask).sum() / (24 * (BUDGETS[-1] + 4))
+    loss = -(advantages(plain) * logprobs * plain.response_mask).sum() / (24 * (BUDGETS[-1] + 4))
     weights = [p for p in own.policy.module.parameters() if p.requires_grad]
     expected = [p.detach() - g for p, g in zip(weights, torch.autograd.grad(loss, weights), strict=True)]
     trainer.step()
