@@ -413,6 +413,8 @@ def test_a_masked_prompt_that_still_holds_the_question_is_refused(tokenizer: Any
     for column in ("context", "question"):
         with pytest.raises(UsageError, match=f"row 0 has no text in column '{column}'"):
             text_source(tokenizer, [{**ROW, column: None}])
+    with pytest.raises(UsageError, match="row 1 has an image, and no policy here reads images"):
+        text_source(tokenizer, [ROW, {**ROW, "image": "plot.png"}])
     with pytest.raises(UsageError, match="must show the Solver"):
         text_source(tokenizer, [ROW], solver_prompt="{context}{question}")
     with pytest.raises(UsageError, match="cannot be filled in"):

@@ -80,7 +80,8 @@ class ContextText:
     """The text form of `ContextSource`: the columns ``context`` and ``question`` of a task's rows in two templates.
 
     Raises:
-        UsageError: for a row without one of the columns, or whose question stands in the masked prompt; it names the row.
+        UsageError: for a row without one of the columns, with an image, or whose question stands in the masked prompt; it names
+            the row.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -105,6 +106,11 @@ class ContextText:
                     f"doge: row {number} has no text in column {column!r} (it has {', '.join(map(str, row))}); the question "
                     "must stand apart from its context, so that it can be hidden"
                 )
+        if row.get("image") is not None:
+            raise UsageError(
+                f"doge: row {number} has an image, and no policy here reads images yet; describe it in the context and drop the "
+                "column image"
+            )
         if self.masked and contains(self.analysis(row, True), row["question"]):
             raise UsageError(
                 f"doge: the masked prompt of row {number} still holds its question {row['question'][:60]!r}; take it out of "
