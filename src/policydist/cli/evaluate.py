@@ -59,7 +59,9 @@ def check(asked: Evaluate) -> None:
         UsageError: no model, one given twice, or an output folder that holds an evaluation.
     """
     if not asked.models:
-        raise UsageError("evaluate needs a model: embedded, a local Hugging Face directory, a Hub name or a run directory")
+        raise UsageError(
+            "evaluate needs a model: embedded, a local Hugging Face directory, a Hub name or a run directory"
+        )
     twice = [model for model in asked.models if asked.models.count(model) > 1]
     if twice:
         raise UsageError(f"{twice[0]} is given twice; name each model once")
