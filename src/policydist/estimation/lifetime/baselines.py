@@ -54,7 +54,8 @@ class TwoStageRegressor(LawRegressor):
         return (weight * ziln_nll(self._components(raw, log_alpha)[0][:, 0], y)).mean(), {}
 
     def _components(self, raw: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
-        joined = torch.cat([raw[:, :, 0], self.network_.spread.expand(len(raw), 1)], dim=1).unsqueeze(1)
+        spread = self.network_.get_parameter("spread").expand(len(raw), 1)
+        joined = torch.cat([raw[:, :, 0], spread], dim=1).unsqueeze(1)
         return joined, torch.ones_like(joined[..., 0])
 
 

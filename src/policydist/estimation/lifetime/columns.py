@@ -27,6 +27,7 @@ def split_columns(frame: pd.DataFrame, categorical: Categorical) -> tuple[list[A
         ValueError: a named column is absent, names repeat, or a column that should be numeric is not.
     """
     names = list(frame.columns)
+    chosen: list[Any]
     if not frame.columns.is_unique:
         raise ValueError(f"column {frame.columns[frame.columns.duplicated()][0]!r} occurs twice: rename one")
     if categorical is None or (isinstance(categorical, str) and categorical == "auto"):

@@ -277,7 +277,8 @@ class LifetimeRegressor(RegressorMixin, BaseEstimator):
             if number == int(0.7 * self.max_steps):
                 optimizer.param_groups[0]["lr"] = 0.2 * self.learning_rate
             rows, step = next(batches), Step(number, self.max_steps, noise)
-            loss, _ = self._loss(*network(rows.x, rows.codes), rows.y, rows.weight, step)
+            raw, log_alpha = network(rows.x, rows.codes)
+            loss, _ = self._loss(raw, log_alpha, rows.y, rows.weight, step)
             curve[number] = loss.item()
             if not np.isfinite(curve[number]):
                 raise PolicydistError(

@@ -68,7 +68,7 @@ def read(path: Path, kind: type[Estimator]) -> Estimator:
     network = estimator._network(torch.Generator()).double()
     network.load_state_dict(tensors)
     estimator.network_ = network.eval()
-    return estimator  # type: ignore[no-any-return]
+    return estimator
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class ParquetSource:
             pool = yield from _emit(pool, size, generator)
 
 
-def _emit(pool: list[Batch], size: int, generator: torch.Generator) -> Iterator[Any]:
+def _emit(pool: list[Batch], size: int, generator: torch.Generator) -> Generator[Batch, None, list[Batch]]:
     """Yield the pool's shuffled minibatches, and return what did not fill one."""
     rows = _joined(pool)
     rows = rows.take(torch.randperm(len(rows), generator=generator))
