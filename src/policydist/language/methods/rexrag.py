@@ -50,6 +50,9 @@ DIFFERENCES: tuple[str, ...] = (
 DEFAULTS: Mapping[str, Any] = {"task": {"name": "two-hop"}, "model": {"name": "embedded-search"}}
 """What ``policydist train rexrag`` runs on when nothing is asked for."""
 
+TOP_K = 3
+"""Documents a search, as in the paper."""
+
 Correction = Literal["token_mixture", "trajectory_mis", "none"]
 
 
@@ -59,7 +62,8 @@ class Config(LossConfig):
     kept in a step as a share of the originals, later the moving average (weight ``keep_weight``) of their success; ``filter``
     false keeps all; ``correction`` for their not being the policy's own; ``hints``: a file with one hint a line;
     ``in_loss_hints``: hints are trained like the policy's own words. ``max_turns`` actions an episode of at most
-    rollout.max_new_tokens tokens each; ``top_k`` documents a search from the task's own, the file ``corpus``, or the service at
+    rollout.max_new_tokens tokens each; ``top_k`` documents a search (null: 3, or 1
+    for embedded-search, which has read no more) from the task's own, the file ``corpus``, or the service at
     ``retriever`` (``timeout`` in seconds, ``retries``); at most ``observation_tokens`` tokens of them are shown, in the template
     ``observation``; ``invalid`` is written behind a turn without an action; ``instruction``: a template around the {question}
     (null: one that explains the tags, unless each tag is a token of the model's own)."""
@@ -73,7 +77,7 @@ class Config(LossConfig):
     hints: str | None = None
     in_loss_hints: bool = True
     max_turns: int = 5
-    top_k: int = 3
+    top_k: int | None = None
     observation_tokens: int = 500
     observation: str = multiturn.Tooling.observation
     invalid: str = multiturn.Tooling.invalid
@@ -97,7 +101,12 @@ class Config(LossConfig):
     def tooling(self) -> multiturn.Tooling:
         """The settings of the episodes."""
         return multiturn.Tooling(
-            self.max_turns, self.top_k, self.observation_tokens, self.observation, self.instruction, self.invalid
+            self.max_turns,
+            TOP_K if self.top_k is None else self.top_k,
+            self.observation_tokens,
+            self.observation,
+            self.instruction,
+            self.invalid,
         )
 
 
@@ -304,6 +313,8 @@ def episodes_of(config: Config, setting: Setting) -> tuple[Episodes, Judge, Hint
     tooling = config.tooling()
     if config.instruction is None and not knows_tags(tokenizer):
         tooling = replace(tooling, instruction=multiturn.INSTRUCTION)
+    if config.top_k is None and knows_tags(tokenizer):
+        tooling = replace(tooling, top_k=1)
     episodes = multiturn.SearchEpisodes(tokenizer, retriever, tooling)
     return episodes, multiturn.AnswerJudge(setting.judge), HintPool(tokens_of(hints, tokenizer)), episodes.pad
 
