@@ -42,6 +42,8 @@ def test_table_is_that_of_the_records(root):
     assert [row.split(" | ")[2] for row in rows[1:]] == ["null", "reproduced", "contradicted"]
     assert "0.05 of them" in text  # two first claims at 2.5 %
     assert markdown.markdown_table(root / "results", ["toy"]).count("\n| ") == 2
+    first = markdown.fill(MARKS.format(" first"), "page", root / "results")
+    assert "| other.C1 |" in first and "| toy.C1 |" in first and "| toy.C2 |" not in first and "3 claims." in first
     with pytest.raises(UsageError, match="no record of absent"):
         markdown.markdown_table(root / "results", ["absent"])
 

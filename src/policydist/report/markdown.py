@@ -2,7 +2,8 @@
 
 A page says where they go:
 
-    <!-- results:start -->          all claims; <!-- results:start bnpo aepo --> only those of these papers
+    <!-- results:start -->          all claims; <!-- results:start bnpo aepo --> only those of these papers;
+                                    <!-- results:start first --> every paper's first claim
     …whatever stands here is replaced…
     <!-- results:end -->
 
@@ -32,12 +33,14 @@ from policydist.runs.directory import write_whole
 Record = Mapping[str, Any]
 START = re.compile(r"^[ \t]*<!-- (?P<kind>results|status):start(?P<slugs>(?: [a-z0-9_]+)*) -->[ \t]*$", re.MULTILINE)
 END = re.compile(r"^[ \t]*<!-- (?P<kind>results|status):end -->[ \t]*$", re.MULTILINE)
+FIRST = "first"
 OVERVIEW = "claims"  # the figure of all claims
 COLUMNS = ("claim", "statement", "verdict", "effect", "needs", "units", "time", "deviations")
 
 
-def markdown_table(results: Path | None = None, slugs: Sequence[str] = ()) -> str:
-    """A Markdown table of the records in ``results``, of all papers or of some; all verdicts look alike.
+def markdown_table(results: Path | None = None, slugs: Sequence[str] = (), first: bool = False) -> str:
+    """A Markdown table of the records in ``results``, of all papers or of some, or of first claims only; all verdicts look
+    alike.
 
     Raises:
         UsageError: if a paper is named that has no record.
@@ -50,12 +53,13 @@ def markdown_table(results: Path | None = None, slugs: Sequence[str] = ()) -> st
         if slug not in known:
             raise UsageError(f"no record of {slug} in {folder}; run policydist claim {slug} first")
     rows = [data for data in records if not slugs or data["claim_id"].partition(".")[0] in slugs]
+    rows = [data for data in rows if not first or data["claim_id"].endswith(".C1")]
     if not rows:
         return "No claim has been recorded yet."
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|---|--:|--:|--:|", *(_row(data) for data in rows)]
     if slugs:
         return "\n".join(lines)
-    return "\n".join([*lines, "", *_footnotes(folder, len(rows))])
+    return "\n".join([*lines, "", *_footnotes(folder, len(records))])
 
 
 def _row(data: Record) -> str:
@@ -118,7 +122,9 @@ def fill(text: str, where: str, results: Path | None = None) -> str:
         kind = start["kind"]
         if end is None or end["kind"] != kind or (following and following.start() < end.start()):
             raise UsageError(f"{where}: a {kind}:start has no {kind}:end")
-        table = status() if kind == "status" else markdown_table(results, start["slugs"].split())
+        named = start["slugs"].split()
+        first = named == [FIRST]
+        table = status() if kind == "status" else markdown_table(results, [] if first else named, first)
         parts.append(f"{text[place : start.end()]}\n\n{table}\n\n{end.group()}")
         place = end.end()
     rest = text[place:]
