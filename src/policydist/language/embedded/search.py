@@ -44,11 +44,10 @@ Piece = tuple[str, bool]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how fast and from which seed. The first ``short_steps`` show one document a search, the rest three."""
+    """How long, how fast and from which seed. Every search shows one document."""
 
-    short_steps: int = 700
-    clean_steps: int = 900
-    slip_steps: int = 100
+    clean_steps: int = 360
+    slip_steps: int = 50
     batch: int = 32
     threads: int = 1
     seed: int = 0
@@ -146,8 +145,7 @@ def train(plan: Plan) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase, list[d
     optimisers = build_optimisers(model, shared)
     curve, recent, start = [], [], time.perf_counter()
     for step in range(plan.clean_steps + plan.slip_steps):
-        documents = 1 if step < plan.short_steps else 3
-        drawn = [trace(rng, documents, step >= plan.clean_steps) for _ in range(plan.batch)]
+        drawn = [trace(rng, 1, step >= plan.clean_steps) for _ in range(plan.batch)]
         loss = loss_of(model, [encode(tokenizer, *one) for one in drawn], tokenizer.pad_token_id)
         model.zero_grad()
         loss.backward()
