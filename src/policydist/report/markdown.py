@@ -10,7 +10,7 @@ A page says where they go:
     <!-- status:start -->           how many papers of each family are implemented
     <!-- status:end -->
 
-Figures go to ``docs/figures/<claim_id>.png``, and one of all claims to ``docs/figures/claims.png``. Each carries the
+Figures go to ``docs/figures/<claim_id>.png``, and one of all first claims to ``docs/figures/claims.png``. Each carries the
 digest of its record in its metadata, so that a stale one is known without drawing it again (pixels differ between
 versions of the plotting library).
 """
@@ -34,7 +34,7 @@ Record = Mapping[str, Any]
 START = re.compile(r"^[ \t]*<!-- (?P<kind>results|status):start(?P<slugs>(?: [a-z0-9_]+)*) -->[ \t]*$", re.MULTILINE)
 END = re.compile(r"^[ \t]*<!-- (?P<kind>results|status):end -->[ \t]*$", re.MULTILINE)
 FIRST = "first"
-OVERVIEW = "claims"  # the figure of all claims
+OVERVIEW = "claims"  # the figure of all first claims
 COLUMNS = ("claim", "statement", "verdict", "effect", "needs", "units", "time", "deviations")
 
 
@@ -53,13 +53,18 @@ def markdown_table(results: Path | None = None, slugs: Sequence[str] = (), first
         if slug not in known:
             raise UsageError(f"no record of {slug} in {folder}; run policydist claim {slug} first")
     rows = [data for data in records if not slugs or data["claim_id"].partition(".")[0] in slugs]
-    rows = [data for data in rows if not first or data["claim_id"].endswith(".C1")]
+    rows = [data for data in rows if not first or is_first(data["claim_id"])]
     if not rows:
         return "No claim has been recorded yet."
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|---|--:|--:|--:|", *(_row(data) for data in rows)]
     if slugs:
         return "\n".join(lines)
     return "\n".join([*lines, "", *_footnotes(folder, len(records))])
+
+
+def is_first(claim: str) -> bool:
+    """Whether a claim is its paper's first one, which decides the badge."""
+    return claim.endswith(".C1")
 
 
 def _row(data: Record) -> str:
@@ -152,8 +157,8 @@ def refresh(root: Path, results: Path, check: bool = False) -> list[str]:
 def _refresh_figures(folder: Path, results: Path, check: bool) -> list[str]:
     files = {file.stem: file for file in in_order(record.files(results))}
     digests = {name: record.file_digest(file) for name, file in files.items()}
-    if files:
-        digests[OVERVIEW] = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+    if firsts := [digest for name, digest in digests.items() if is_first(name)]:
+        digests[OVERVIEW] = hashlib.sha256("".join(firsts).encode()).hexdigest()
     stale = []
     for name, digest in digests.items():
         figure = folder / f"{name}.png"
@@ -171,7 +176,7 @@ def _refresh_figures(folder: Path, results: Path, check: bool) -> list[str]:
 
 def _effects(name: str, files: Mapping[str, Path]) -> list[claim_figures.Effect]:
     if name == OVERVIEW:
-        return [claim_figures.headline(record.read(file)) for file in files.values()]
+        return [claim_figures.headline(record.read(file)) for claim, file in files.items() if is_first(claim)]
     return claim_figures.effects(record.read(files[name]))
 
 
