@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from policydist.errors import UsageError
+from policydist.language import methods
 from policydist.language.experiment import assemble, configure
 from policydist.language.world import World
 from policydist.runs.directory import read_config
 
-SECTIONS = ("task", "rollout", "eval")
+SECTIONS = ("task", "rollout", "eval", "method", "knobs")
 """What of a run's config says how its model is measured."""
 
 
@@ -36,7 +37,8 @@ def evaluate(
         budgets: ascending numbers of thinking tokens after which the model is made to answer: ``accuracy@<budget>`` each, and
             their mean ``anytime``.
         rows, samples: how many test rows, and responses to each.
-        config, settings: further settings of the sections task, model, rollout and eval, as for training.
+        config, settings: further settings of the sections task, model, rollout and eval, as for training. With a method whose
+            responses are whole episodes (rexrag; a run's own or the config's) these are played.
 
     Raises:
         UsageError: for anything wrong with the request, such as budgets that do not ascend or do not fit into the model's
@@ -47,8 +49,10 @@ def evaluate(
     short = {"task.name": task, "model.name": weights(model), "eval.rows": rows, "eval.samples": samples}
     words = [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
     words += [f"eval.budgets={json.dumps(list(budgets))}"] if budgets else []
-    stored = {key: value for key, value in config.items() if key not in ("method", "knobs")}
-    parts = assemble(configure("grpo", stored, [*words, *settings]), World())
+    method, stored = str(config.get("method", "grpo")), dict(config)
+    if not getattr(methods.load(method), "EPISODES", False):  # how other methods train is nothing to the evaluation
+        method, stored = "grpo", {key: value for key, value in config.items() if key not in ("method", "knobs")}
+    parts = assemble(configure(method, stored, [*words, *settings]), World())
     found = parts.evaluation.measure(parts.policy)
     return {key.removeprefix("eval/"): value for key, value in found.items()}
 
