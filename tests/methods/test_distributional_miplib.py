@@ -332,6 +332,28 @@ def test_subsets_are_whole_instances() -> None:
         method.subset(data, 6)
 
 
+def test_a_training_cut_short_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    train, held = [fake_sample(s) for s in range(4)], [fake_sample(s) for s in range(50, 52)]
+    config = method.TrainConfig(PolicyConfig(8), steps=8, batch=2, lr=0.01, epoch=2, patience=1)
+    whole = method.train_policy(train, config, 3, held)
+
+    def stop(step: int, row: dict[str, float]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        method.train_policy(train, config, 3, held, stop, tmp_path)
+    seen: list[int] = []
+    again = method.train_policy(train, config, 3, held, lambda step, row: seen.append(step), tmp_path)
+    assert seen
+    assert seen[0] == 6
+    assert (again.steps, again.train_loss, again.validation_loss) == (
+        whole.steps, whole.train_loss, whole.validation_loss,
+    )  # fmt: skip
+    for name, tensor in whole.policy.state_dict().items():
+        assert torch.equal(again.policy.state_dict()[name], tensor), name
+
+
 def test_training_imitates(samples: list[BranchSample]) -> None:
     config = method.TrainConfig(PolicyConfig(16), steps=120, batch=8, lr=5e-3)
     trained = method.train_policy(samples, config)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -115,6 +116,8 @@ class Collect:
 class TrainMilp:
     """Train branching policies on collected samples: one for all domains (mixed), or one for each.
 
+    An interrupted training goes on when the same command is given again.
+
     Example: policydist milp train samples --out policies --mix mixed --steps 300
     """
 
@@ -144,21 +147,35 @@ class TrainMilp:
     def run(self) -> int:
         from policydist.estimation.methods import distributional_miplib as method
         from policydist.estimation.milp.collection import load_samples
+        from policydist.runs.directory import write_whole
 
-        if self.out.exists() and any(self.out.iterdir()):
-            raise UsageError(f"{self.out} exists; give another --out")
+        checkpoints, settings = self.out / "checkpoints", self.out / "training.json"
+        asked = jsonlib.dumps(
+            {**asdict(self), "samples": str(self.samples.resolve()), "out": "", "json": False}, indent=2
+        )
+        there = {path.name for path in self.out.iterdir()} if self.out.exists() else set()
+        interrupted = settings.is_file() and ("checkpoints" in there or there == {"training.json"})
+        if there and not (interrupted and settings.read_text() == asked):
+            raise UsageError(
+                f"{self.out} holds something else than an interrupted training like this one; give another --out"
+            )
         found = load_samples(self.samples)
         train = {domain: part for domain, part in found["train"].items() if part}
         if self.instances is not None:
             train = method.subset(train, self.instances, self.seed)
         shape = method.PolicyConfig(self.width)
         config = method.TrainConfig(shape, self.steps, self.batch, self.lr, self.epoch)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_whole(settings, asked)
+        checkpoints.mkdir(exist_ok=True)
         with _bar("training") as tell:
             trained = method.train_protocol(
-                train, self.mix, config, self.seed, found["validation"], lambda _, step, __: tell(step, self.steps)
-            )
+                train, self.mix, config, self.seed, found["validation"], lambda _, step, __: tell(step, self.steps),
+                checkpoints,
+            )  # fmt: skip
         for domain, one in trained.items():
             one.policy.save(self.out if self.mix == "mixed" else self.out / domain.replace("/", "_"))
+        shutil.rmtree(checkpoints)
         table = method.imitation({domain: one.policy for domain, one in trained.items()}, found["test"])
         numbers = {d: {"steps": t.steps, "train_loss": t.train_loss, **table.get(d, {})} for d, t in trained.items()}
         _print(self.json, numbers, f"{_table('test samples', table)}policy in {self.out}")

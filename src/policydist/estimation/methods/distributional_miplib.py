@@ -148,11 +148,13 @@ def train_protocol(
     seed: int = 0,
     validation: ByDomain | None = None,
     progress: Callable[[str, int, dict[str, float]], None] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Trained]:
     """One trained policy for every domain name; under ``mixed`` all names share one.
 
     Every policy takes the same number of updates at most and the same settings, whatever it is trained on; its
-    validation samples are those of the domains that it is trained on.
+    validation samples are those of the domains that it is trained on. ``folder`` keeps checkpoints to go on from, see
+    `train_policy`.
 
     Raises:
         UsageError: for an unknown mix, no samples, or one domain under leave-one-out.
@@ -170,7 +172,8 @@ def train_protocol(
                 progress(name, step, row)
 
         own = {domain: held.get(domain, ()) for domain in used}
-        return train_policy(mixed({d: samples[d] for d in used}), config, seed, mixed(own), tell)
+        place = None if folder is None else folder / name.replace("/", "_").replace(" ", "_")
+        return train_policy(mixed({d: samples[d] for d in used}), config, seed, mixed(own), tell, place)
 
     if mix == "mixed":
         one = fit("mixed", domains)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from policydist.estimation.milp.metrics import acc_at_k, chance_at_k
 from policydist.estimation.milp.policy import BranchPolicy, PolicyConfig
 from policydist.estimation.milp.samples import BranchSample
 from policydist.estimation.milp.state import Graphs, merge
+from policydist.runs import checkpoint
 from policydist.runs.seeds import numpy_generator
 
 Samples = Sequence[BranchSample]
@@ -83,10 +85,12 @@ def train_policy(
     seed: int = 0,
     validation: Samples = (),
     progress: Callable[[int, dict[str, float]], None] | None = None,
+    folder: Path | None = None,
 ) -> Trained:
     """Train a policy on ``samples`` (of one domain, or `mixed`). The same samples and seed give the same weights.
 
-    Without validation samples the last weights are kept and all steps are made.
+    Without validation samples the last weights are kept and all steps are made. With ``folder`` every epoch leaves a
+    checkpoint there, and a call with the same arguments goes on from the newest one, to the same weights.
 
     Raises:
         UsageError: for no samples.
@@ -104,37 +108,80 @@ def train_policy(
     parts = np.array_split(share, max(1, len(share) // config.batch))
     policy.calibrate([_graphs([samples[i] for i in part]) for part in parts])
     optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, fused=True)
-    best, kept, stale, losses = np.inf, None, 0, []
-    step = 0
-    for step in range(1, config.steps + 1):
+    course = _Course()
+    if folder is not None and checkpoint.complete(folder):
+        course.restore(folder, policy, optimiser, rng)
+    while course.step < config.steps and course.stale < 2 * config.patience:
+        course.step += 1
         chosen = [samples[i] for i in rng.integers(len(samples), size=config.batch)]
         graphs = _graphs(chosen)
         loss = choice_loss(policy(graphs), graphs.variable_start, chosen)
         if not torch.isfinite(loss):
-            raise PolicydistError(f"branching policy: loss {loss.item()} at step {step}; lower the learning rate")
+            raise PolicydistError(
+                f"branching policy: loss {loss.item()} at step {course.step}; lower the learning rate"
+            )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(loss.item())
-        if step % config.epoch and step != config.steps:
+        course.losses = [*course.losses[1 - config.epoch :], loss.item()] if config.epoch > 1 else [loss.item()]
+        if course.step % config.epoch and course.step != config.steps:
             continue
-        row = {"loss": float(np.mean(losses[-config.epoch :]))}
+        row = {"loss": float(np.mean(course.losses))}
         if validation:
             row["validation_loss"] = current = float(np.mean(evaluate_samples(policy, validation)["cross_entropy"]))
-            stale = 0 if current < best else stale + 1
-            if stale == 0:
-                best, kept = current, copy.deepcopy(policy.state_dict())
-            elif stale == config.patience:
+            if not course.improved(current, policy) and course.stale == config.patience:
                 for group in optimiser.param_groups:
                     group["lr"] *= 0.2
+        if folder is not None:
+            course.save(folder, policy, optimiser, rng)
         if progress:
-            progress(step, row)
-        if stale >= 2 * config.patience:
-            break
-    if kept is not None:
-        policy.load_state_dict(kept)
-    final = float(np.mean(losses[-config.epoch :]))
-    return Trained(policy.eval(), step, final, float(best) if validation else float("nan"))
+            progress(course.step, row)
+    if course.kept:
+        policy.load_state_dict(course.kept)
+    final = float(np.mean(course.losses))
+    return Trained(policy.eval(), course.step, final, course.best if validation else float("nan"))
+
+
+@dataclass
+class _Course:
+    """Where a training stands, besides weights, optimiser and random numbers: the losses of the last epoch, the best
+    validation loss with its weights, and the epochs since."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    best: float = float("inf")
+    stale: int = 0
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def improved(self, loss: float, policy: BranchPolicy) -> bool:
+        """Take note of a validation loss; whether it is the best so far."""
+        better = loss < self.best
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best, self.kept = loss, copy.deepcopy(policy.state_dict())
+        return better
+
+    def save(
+        self, folder: Path, policy: BranchPolicy, optimiser: torch.optim.Optimizer, rng: np.random.Generator
+    ) -> None:
+        weights = {f"now.{name}": tensor for name, tensor in policy.state_dict().items()}
+        weights |= {f"best.{name}": tensor for name, tensor in self.kept.items()}
+        state = {"losses": self.losses, "best": self.best, "stale": self.stale, "rng": rng.bit_generator.state}
+        checkpoint.save(folder, self.step, weights, optimiser.state_dict(), state, keep=1)
+
+    def restore(
+        self, folder: Path, policy: BranchPolicy, optimiser: torch.optim.Optimizer, rng: np.random.Generator
+    ) -> None:
+        weights, moments, state = checkpoint.load(checkpoint.newest(folder))
+        policy.load_state_dict(_part(weights, "now."))
+        optimiser.load_state_dict(moments)
+        rng.bit_generator.state = state["rng"]
+        self.step, self.losses = state["step"], state["losses"]
+        self.best, self.stale, self.kept = state["best"], state["stale"], _part(weights, "best.")
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def _graphs(samples: Samples) -> Graphs:
