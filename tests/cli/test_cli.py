@@ -190,7 +190,7 @@ def test_resume_of_nothing(tmp_path: Path, capsys: Capture) -> None:
         (["eval.rows=0"], ["eval.rows", "at least 1"]),
         (["model.lora_rank=-1"], ["model.lora_rank"]),
         (["model.device=gpu"], ["model.device", "cuda"]),
-        (["rollout.max_new_tokens=40"], ["max_new_tokens 40", "context of 32"]),
+        (["rollout.max_new_tokens=40"], ["max_new_tokens (40 tokens)", "context of 32"]),
         (["rollout.max_new_tokens=29"], ["row 0", "4 tokens", "3 that fit", "shorten"]),
         (["trackers=[tensorbord]"], ["tensorbord", "tensorboard"]),
         (["task.grader=tiny_rewards:absent"], ["tiny_rewards", "absent"]),

@@ -86,7 +86,9 @@ def demonstration(record: Mapping[str, Any], columns: Columns, where: str) -> Ma
         if len(turns) != 1 or turns[0]["role"] != "assistant":  # type: ignore[index]
             raise UsageError(f"{where}: a completion in messages must be one message of the assistant")
         found["completion"] = turns[0]["content"]  # type: ignore[index]
-    if isinstance(found.get("completion"), str) and columns.answer not in found and columns.needs_answer(found):
+    # An answer column that was asked for by name and is not there is an error, not a reason to take the completion.
+    unnamed = columns.answer == Columns.answer and columns.answer not in found
+    if isinstance(found.get("completion"), str) and unnamed and columns.needs_answer(found):
         found[columns.answer] = found["completion"]
     return found
 
