@@ -114,16 +114,8 @@ def train_policy(
     while course.step < config.steps and course.stale < 2 * config.patience:
         course.step += 1
         chosen = [samples[i] for i in rng.integers(len(samples), size=config.batch)]
-        graphs = _graphs(chosen)
-        loss = choice_loss(policy(graphs), graphs.variable_start, chosen)
-        if not torch.isfinite(loss):
-            raise PolicydistError(
-                f"branching policy: loss {loss.item()} at step {course.step}; lower the learning rate"
-            )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        course.losses = [*course.losses[1 - config.epoch :], loss.item()] if config.epoch > 1 else [loss.item()]
+        loss = _update(policy, optimiser, chosen, course.step)
+        course.losses = [*course.losses, loss][-config.epoch :]
         if course.step % config.epoch and course.step != config.steps:
             continue
         row = {"loss": float(np.mean(course.losses))}
@@ -140,6 +132,18 @@ def train_policy(
         policy.load_state_dict(course.kept)
     final = float(np.mean(course.losses))
     return Trained(policy.eval(), course.step, final, course.best if validation else float("nan"))
+
+
+def _update(policy: BranchPolicy, optimiser: torch.optim.Optimizer, chosen: Samples, step: int) -> float:
+    """One update on the chosen samples; its loss."""
+    graphs = _graphs(chosen)
+    loss = choice_loss(policy(graphs), graphs.variable_start, chosen)
+    if not torch.isfinite(loss):
+        raise PolicydistError(f"branching policy: loss {loss.item()} at step {step}; lower the learning rate")
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return loss.item()
 
 
 @dataclass
