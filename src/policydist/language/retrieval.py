@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from policydist.errors import MissingExtraError, PolicydistError, UsageError
+from policydist.language.service import Service
 
 BATCH = 512
 """Queries of one request."""
-RETRIED = (429, 500, 502, 503, 504)
 
 
 class Retriever(Protocol):
@@ -70,30 +69,15 @@ class HTTPRetriever:
     """A retrieval service: ``POST {"queries": [...], "topk": k, "return_scores": true}`` is answered by
     ``{"result": [[{"document": {"contents": text}, "score": s}, ...], ...]}``, as Search-R1's server does.
 
-    A request that fails or takes longer than ``timeout`` seconds is sent again up to ``retries`` times, after waits of
-    0.5, 1, 2 … seconds.
+    Requests that fail are sent again, see `Service`.
 
     Raises:
         UsageError: for what is no http address.
-        MissingExtraError: without the extra ``retrieval``.
     """
 
     def __init__(self, url: str, timeout: float = 30.0, retries: int = 3, wait: float = 0.5) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UsageError(f"retriever {url!r} is no address; write http://host:port/path")
-        try:
-            import requests
-            from requests.adapters import HTTPAdapter
-            from urllib3.util import Retry
-        except ImportError:
-            raise MissingExtraError("requests", "retrieval") from None
-        self.url, self.timeout, self.retries = url, timeout, retries
-        self._failures: tuple[type[Exception], ...] = (requests.RequestException, ValueError)
-        again = Retry(total=retries, backoff_factor=wait, status_forcelist=RETRIED, allowed_methods=None)
-        self._session: Any = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=again))
+        mend = "check that it runs, or raise knobs.timeout or knobs.retries"
+        self.service = Service(url, f"the retriever at {url}", mend, timeout, retries, wait)
 
     def search(self, queries: Sequence[str], count: int) -> list[list[str]]:
         """See `Retriever`.
@@ -109,24 +93,15 @@ class HTTPRetriever:
 
     def _ask(self, queries: list[str], count: int) -> list[list[str]]:
         body = {"queries": queries, "topk": count, "return_scores": True}
-        try:
-            answer = self._session.post(self.url, json=body, timeout=self.timeout)
-            answer.raise_for_status()
-            data = answer.json()
-        except self._failures as error:
-            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-            raise PolicydistError(
-                f"the retriever at {self.url} gave no usable answer in {self.retries + 1} tries of {self.timeout:g} s "
-                f"({reason}); check that it runs, or raise knobs.timeout or knobs.retries"
-            ) from error
+        data = self.service.post(body)
         try:
             found = [[text_of(entry) for entry in entries][:count] for entries in data["result"]]
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise PolicydistError(
-                f'the retriever at {self.url} answered in another form than {{"result": [[{{"document": {{"contents": …}}}}]]}}'
+                f'{self.service.name} answered in another form than {{"result": [[{{"document": {{"contents": …}}}}]]}}'
             ) from error
         if len(found) != len(queries):
-            raise PolicydistError(f"the retriever at {self.url} answered {len(found)} of {len(queries)} queries")
+            raise PolicydistError(f"{self.service.name} answered {len(found)} of {len(queries)} queries")
         return found
 
 

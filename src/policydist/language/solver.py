@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import copy
-import http.client
-import json
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -22,10 +16,8 @@ from policydist.errors import PolicydistError, UsageError
 from policydist.language.guided import given_rows
 from policydist.language.judges import pad_id
 from policydist.language.recipe import Context
+from policydist.language.service import Service
 from policydist.language.types import Policy, Prompts, Rollouts, Sampling
-
-BUSY = (408, 409, 425, 429)
-"""HTTP answers worth another try, besides all from 500 on."""
 
 
 class Solver(Protocol):
@@ -104,23 +96,28 @@ class EndpointConfig:
     key_variable: str = "OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
-        address = urlparse(self.url)
-        if address.scheme not in ("http", "https") or not address.netloc:
-            raise UsageError(f"the Solver's address is {self.url!r}; it must begin with http:// or https://")
         if not self.model:
             raise UsageError(f"name the model that the Solver at {self.url} is to use")
-        if not self.timeout > 0 or self.retries < 0 or self.parallel < 1:
-            raise UsageError("the Solver's timeout must be positive, its retries not negative, its parallel at least 1")
+        if self.parallel < 1:
+            raise UsageError(f"the Solver's parallel is {self.parallel}; it must be at least 1")
 
 
 class Endpoint:
     """Chat completions of another process; prompts are sent as their rows' ``prompt``, a text or a chat.
 
     An endpoint that stays silent or refuses ends the run: no answer is ever made up or skipped.
+
+    Raises:
+        UsageError: for an address, timeout or retries that make no sense, see `Service`.
     """
 
     def __init__(self, config: EndpointConfig, tokenizer: Any) -> None:
         self.config, self.tokenizer = config, tokenizer
+        self.service = Service(
+            config.url.rstrip("/") + "/chat/completions", self.named(), "check that it runs, then resume the run",
+            config.timeout, config.retries, config.pause,
+            {"Authorization": f"Bearer {key}"} if (key := os.environ.get(config.key_variable)) else {},
+        )  # fmt: skip
 
     def begin(self, policy: Policy, optimiser: torch.optim.Optimizer) -> None:
         """Nothing to copy."""
@@ -159,7 +156,7 @@ class Endpoint:
                 "model": self.config.model, "messages": messages, "n": count - len(texts),
                 "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens,
             }  # fmt: skip
-            texts += self.texts_of(self.request(body))
+            texts += self.texts_of(self.service.post(body))
         return texts[:count]
 
     def texts_of(self, answer: Any) -> list[str]:
@@ -175,38 +172,6 @@ class Endpoint:
         if not texts:
             raise PolicydistError(f"{self.named()} answered with no choice")
         return texts
-
-    def request(self, body: Mapping[str, Any]) -> Any:
-        """One request with its retries.
-
-        Raises:
-            PolicydistError: when it is refused, or all tries failed.
-        """
-        config, reason = self.config, ""
-        for attempt in range(config.retries + 1):
-            if attempt:
-                time.sleep(config.pause * 2 ** (attempt - 1))
-            try:
-                return self.once(body)
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}: {error.read(300).decode(errors='replace').strip()}"
-                if error.code < 500 and error.code not in BUSY:
-                    raise PolicydistError(f"{self.named()} refused the request: {reason}") from error
-            except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise PolicydistError(
-            f"{self.named()} gave no answer in {config.retries + 1} tries of {config.timeout:g} s ({reason}); check that it "
-            "runs, then resume the run"
-        )
-
-    def once(self, body: Mapping[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.config.key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        address = self.config.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.config.timeout) as answer:
-            return json.loads(answer.read())
 
     def named(self) -> str:
         return f"the Solver at {self.config.url} ({self.config.model})"

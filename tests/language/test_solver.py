@@ -1,0 +1,193 @@
+"""What DoGe reads and asks: masked contexts, formats, prompts that hand over an analysis, and the Solver behind an endpoint."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from policydist.errors import PolicydistError, UsageError
+from policydist.language import contexts
+from policydist.language.recipe import Context
+from policydist.language.solver import Endpoint, EndpointConfig
+from policydist.language.types import Prompts, Sampling
+from policydist.language.worlds.scenes import Shortcut
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+ROW = {"prompt": "ab;cd\n\nfirst?", "context": "ab;cd", "question": "first?", "answer": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "boxed"),
+    [
+        ("<think>a</think> the sky is blue", True, False),
+        ("<think>a</think>\n\\boxed{B}", True, True),
+        (" <think>\na\n</think> so \\boxed{\\frac{1}{2}} ", True, True),
+        ("\\boxed{B}", False, False),
+        ("<think>a \\boxed{B}</think>", True, False),
+        ("<think>a</think><think>b</think>\\boxed{B}", True, False),
+        ("well <think>a</think>\\boxed{B}", True, False),
+        ("<think>a \\boxed{B}", False, False),
+        ("<think>a</think>\\boxed{ }", True, False),
+    ],
+)
+def test_formats(text: str, thought: bool, boxed: bool) -> None:
+    assert contexts.has_thought(text) == thought
+    assert contexts.has_boxed_answer(text) == boxed
+
+
+def test_tags_of_an_analysis_are_neutralised() -> None:
+    found = contexts.neutral("<think>x</think> <image> <|img|> 3 < 4 <answer id=1>y</answer>")
+    assert found == "(think)x(/think) (image) <|img|> 3 < 4 (answer id=1)y(/answer)"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from policydist.language.policies.loading import _source, _tokenizer
+
+    return _tokenizer(_source("embedded"), {})
+
+
+def text_source(tokenizer: Any, rows: list[dict[str, Any]], **changes: Any) -> contexts.ContextText:
+    templates = {"analysis_prompt": "{context}:", "solver_prompt": "{context},{question}={analysis}"}
+    return contexts.ContextText(rows, tokenizer, **{**templates, **changes})
+
+
+def test_a_masked_prompt_that_still_holds_the_question_is_refused(tokenizer: Any) -> None:
+    leaking = {**ROW, "context": "ab;cd;  FIRST? is asked below"}
+    with pytest.raises(UsageError, match=r"row 1 still holds its question 'first\?'.*mask=false"):
+        text_source(tokenizer, [ROW, leaking])
+    text_source(tokenizer, [ROW, leaking], masked=False)
+    for column in ("context", "question"):
+        with pytest.raises(UsageError, match=f"row 0 has no text in column '{column}'"):
+            text_source(tokenizer, [{**ROW, column: None}])
+    with pytest.raises(UsageError, match="row 1 has an image, and no policy here reads images"):
+        text_source(tokenizer, [ROW, {**ROW, "image": "plot.png"}])
+    with pytest.raises(UsageError, match="must show the Solver"):
+        text_source(tokenizer, [ROW], solver_prompt="{context}{question}")
+    with pytest.raises(UsageError, match="cannot be filled in"):
+        text_source(tokenizer, [ROW], analysis_prompt="{question}")
+
+
+def test_text_prompts_hide_the_question_and_hand_over_the_analysis(tokenizer: Any) -> None:
+    from policydist.language.guided import given_rows
+    from policydist.language.prompts import TextPrompts
+
+    row = {"prompt": "12;34,2?", "context": "12;34", "question": "2?", "answer": "34"}
+    source, prompts = text_source(tokenizer, [row]), TextPrompts([row], tokenizer, 64)
+    taken = prompts.take(torch.tensor([0]), 1)
+    masked = source.analysis_prompts(taken, True)
+    assert tokenizer.decode(masked.ids[0][masked.mask[0]]) == "12;34:"
+    assert "2?" in tokenizer.decode(source.analysis_prompts(taken, False).ids[0])
+    analysis = given_rows(taken, [torch.tensor(tokenizer("3*4")["input_ids"])], 0, torch.device("cpu"))
+    asked = source.solver_prompts(analysis)
+    assert asked.items[0]["prompt"] == "12;34,2?=3*4"
+    assert asked.items[0]["answer"] == "34"
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "12;34,2?"}]
+    chatting = replace(analysis, items=({**row, "prompt": chat},))
+    if tokenizer.chat_template is None:
+        with pytest.raises(UsageError, match="chat template"):
+            source.solver_prompts(chatting)
+
+
+# --- endpoints -------------------------------------------------------------------------------------------------------
+
+
+class Served(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server that does what `script` says, one entry a request: a status, a body, or seconds of silence."""
+
+    script: ClassVar[list[Any]] = []
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Served.asked.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
+        step = Served.script.pop(0) if Served.script else None
+        if isinstance(step, float):
+            threading.Event().wait(step)
+        status = step if isinstance(step, int) else 200
+        answer = step if isinstance(step, str) else json.dumps(completions(min(body["n"], 3)))
+        try:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+        except OSError:  # the client has given up
+            pass
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet."""
+
+
+def completions(count: int) -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": f"{k}"}} for k in range(count)]}
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Served)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    Served.script, Served.asked = [], []
+    yield f"http://127.0.0.1:{server.server_port}/v1/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def endpoint(address: str, tokenizer: Any, **settings: Any) -> Endpoint:
+    return Endpoint(EndpointConfig(address, "m", **{"pause": 0.01, "timeout": 5.0, **settings}), tokenizer)
+
+
+def test_an_endpoint_answers_a_batch_and_is_asked_again_for_what_is_missing(
+    address: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    items = ({"prompt": "one?"}, {"prompt": [{"role": "user", "content": "two?"}]})
+    ids = torch.zeros(2, 1, dtype=torch.long)
+    prompts = Prompts(ids, ids == 0, torch.tensor([4, 1]), torch.arange(2), items)
+    ctx = Context(Shortcut.draw(0).policy, 0)
+    sampling = Sampling(8, temperature=0.7, top_p=0.9)
+    rollouts = endpoint(address, tokenizer).answer(prompts, sampling, ctx)
+    assert rollouts.group.tolist() == [0, 0, 0, 0, 1]
+    texts = [tokenizer.decode(row[real], skip_special_tokens=True) for row, real in zip(
+        rollouts.response_ids, rollouts.response_attention, strict=True)]  # fmt: skip
+    assert texts == ["0", "1", "2", "0", "0"]
+    assert sorted(each["n"] for each in Served.asked) == [1, 1, 4]
+    first = Served.asked[0]
+    assert (first["path"], first["key"], first["model"]) == ("/v1/chat/completions", "Bearer secret", "m")
+    assert (first["temperature"], first["top_p"], first["max_tokens"]) == (0.7, 0.9, 8)
+    assert {each["messages"][0]["content"] for each in Served.asked} == {"one?", "two?"}
+    assert ctx.generated == int(rollouts.response_attention.sum())
+
+
+def test_a_busy_or_garbled_endpoint_is_tried_again(address: str, tokenizer: Any) -> None:
+    Served.script = [503, 429, "not json"]
+    assert endpoint(address, tokenizer).complete("q", 2, Sampling(8)) == ["0", "1"]
+    assert len(Served.asked) == 4
+
+
+def test_an_endpoint_that_is_down_slow_or_refuses_ends_the_run_in_words(address: str, tokenizer: Any) -> None:
+    with pytest.raises(
+        PolicydistError, match=r"the Solver at http://127.0.0.1:9/ \(m\) gave no usable answer in 2 tries of 5 s \(.*"
+    ):
+        endpoint("http://127.0.0.1:9/", tokenizer, retries=1).complete("q", 1, Sampling(8))
+    Served.script = [0.4]
+    with pytest.raises(PolicydistError, match=r"gave no usable answer in 1 tries of 0\.1 s \(.*timed out"):
+        endpoint(address, tokenizer, retries=0, timeout=0.1).complete("q", 1, Sampling(8))
+    Served.script, Served.asked = [401], []
+    with pytest.raises(PolicydistError, match=r"refused the request: HTTP 401"):
+        endpoint(address, tokenizer).complete("q", 1, Sampling(8))
+    assert len(Served.asked) == 1  # no use in trying again
+    Served.script = ['{"error": "no such model"}']
+    with pytest.raises(PolicydistError, match=r"answered without choices: .*no such model"):
+        endpoint(address, tokenizer).complete("q", 1, Sampling(8))
+    for url in ("localhost:80", "file:///etc/passwd"):
+        with pytest.raises(UsageError, match="must begin with http"):
+            Endpoint(EndpointConfig(url, "m"), tokenizer)
