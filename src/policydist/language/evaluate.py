@@ -64,7 +64,7 @@ class Evaluation:
         prompts = self.source.take(torch.arange(count), self.samples)
         silent = Context(policy, 0, world=world)
         rollouts = self.drawn(prompts, silent)
-        judged = world.map(lambda part: self.judge(part, silent), rollouts)
+        judged = silent.judge(self.judge, rollouts)
         scores = judged.rewards if self.component is None else judged.extras[self.component]
         assert scores is not None
         scores = scores.cpu().reshape(count, self.samples)

@@ -69,6 +69,10 @@ class Context:
         self.responses += len(rollouts)
         return rollouts
 
+    def judge(self, judge: Judge, rollouts: Rollouts) -> Rollouts:
+        """The rollouts with rewards, the work spread over the processes."""
+        return self.world.map(lambda part: judge(part, self), rollouts)
+
     @torch.no_grad()
     def score(self, rollouts: Rollouts, policy: Policy | None = None, **options: Any) -> Scores:
         """Score rollouts without gradient, spread over the processes."""
@@ -187,6 +191,14 @@ class Setting:
     documents: Sequence[str] = ()
 
 
+def epoch_rows(size: int, count: int, seed: int, step: int) -> Int[Tensor, " Q"]:
+    """``count`` of ``size`` rows for step ``step``, all once an epoch in a fresh seeded order; a batch that crosses the end of an
+    epoch goes on in the next one."""
+    start = step * count
+    order = [torch.randperm(size, generator=seeds.torch_generator(seed, "epoch", start // size + k)) for k in (0, 1)]
+    return torch.cat(order)[start % size : start % size + count]
+
+
 class Shuffled:
     """Every epoch passes over all prompts once in a fresh seeded order; a pure function of seed and step, so it keeps no state."""
 
@@ -196,13 +208,8 @@ class Shuffled:
         self.samples = samples_per_prompt
 
     def rows(self, seed: int, step: int) -> Int[Tensor, " Q"]:
-        """The data rows of step ``step``; a batch that crosses the end of an epoch goes on in the next one."""
-        size = len(self.source)
-        start = step * self.count
-        order = [
-            torch.randperm(size, generator=seeds.torch_generator(seed, "epoch", start // size + k)) for k in (0, 1)
-        ]
-        return torch.cat(order)[start % size : start % size + self.count]
+        """The data rows of step ``step``."""
+        return epoch_rows(len(self.source), self.count, seed, step)
 
     def select(self, ctx: Context) -> Prompts:
         return self.source.take(self.rows(ctx.seed, ctx.step), self.samples)

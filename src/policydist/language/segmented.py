@@ -175,7 +175,7 @@ class TextAnswering:
             rows, response_ids=ids, response_attention=real, response_mask=real, old_logprobs=None,
             behavior_logprobs=torch.zeros(ids.shape, device=ids.device),
         )  # fmt: skip
-        judged = ctx.world.map(lambda part: self.judge(part, ctx), shown)
+        judged = ctx.judge(self.judge, shown)
         return rewards_of(judged) if self.component is None else judged.extras[self.component]
 
 

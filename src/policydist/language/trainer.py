@@ -117,7 +117,7 @@ class Trainer:
             rollouts = recipe.sampler(prompts, ctx)
         with timed(ctx, "judge"):
             if rollouts.rewards is None:
-                rollouts = ctx.world.map(lambda part: recipe.judge(part, ctx), rollouts)
+                rollouts = ctx.judge(recipe.judge, rollouts)
             describe(rollouts, ctx)
         with timed(ctx, "credit"):
             rollouts = recipe.credit(rollouts, ctx)

@@ -67,7 +67,7 @@ class DynamicSampling:
             self.drawn += 1
             prompts = self.setting.source.take(rows, self.setting.samples_per_prompt)
             rollouts = ctx.generate(prompts, self.setting.sampling, f"rollout-{attempt}")
-            judged = ctx.world.map(lambda part: self.judge(part, ctx), rollouts)
+            judged = ctx.judge(self.judge, rollouts)
             part = judged.select(mixed_groups(judged.extras.get("reward/unshaped", rewards_of(judged)), judged.group))
             if len(part):
                 _, dense = torch.unique(part.group, return_inverse=True)

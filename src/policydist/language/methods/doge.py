@@ -19,7 +19,7 @@ from policydist.language.credits import GroupCredit, rewards_of
 from policydist.language.methods import grpo
 from policydist.language.mixed_objective import MixedPolicyGradient
 from policydist.language.objectives import LossConfig
-from policydist.language.recipe import Context, Judge, Objective, Recipe, Setting, Shuffled
+from policydist.language.recipe import Context, Objective, Recipe, Setting, epoch_rows
 from policydist.language.solver import Endpoint, EndpointConfig, FrozenCopy, Solver
 from policydist.language.types import Policy, Prompts, Rollouts
 from policydist.runs import seeds
@@ -126,7 +126,7 @@ class Rounds:
             ctx.log("doge/pool", len(self.kept))
         samples = config.analyses if config.analysing(ctx.step) else setting.samples_per_prompt
         kept = torch.tensor(self.kept)
-        rows = Shuffled(kept, setting.prompts_per_step, samples).rows(ctx.seed, ctx.step)  # type: ignore[arg-type]
+        rows = epoch_rows(len(kept), min(setting.prompts_per_step, len(kept)), ctx.seed, ctx.step)
         return setting.source.take(kept[rows], samples)
 
     def pool(self, ctx: Context) -> list[int]:
@@ -137,7 +137,7 @@ class Rounds:
         """
         config, size = self.config, len(self.setting.source)
         prompts = self.setting.source.take(torch.arange(size), config.pool_samples)
-        answers = judged(ctx.generate(prompts, self.setting.sampling, "pool"), self.setting.judge, ctx)
+        answers = ctx.judge(self.setting.judge, ctx.generate(prompts, self.setting.sampling, "pool"))
         right = per_group((rewards_of(answers) > 0.5).float(), answers.group, size).round().long().cpu()
         chosen = sometimes_solved(right, config.pool_samples, config.pool_low, config.pool_high)
         count = int(chosen.sum())
@@ -206,7 +206,7 @@ class TwoStages:
         if bool(fits.any()):
             wanted = asked.select(fits)
             wanted = replace(wanted, samples=torch.full_like(wanted.samples, config.solver_samples))
-            answers = judged(self.solver.answer(wanted, sampling, ctx), setting.judge, ctx)
+            answers = ctx.judge(setting.judge, self.solver.answer(wanted, sampling, ctx))
             place = fits.to(rates.device)
             share = 1 / config.solver_samples
             rates[place] = per_group(rewards_of(answers), answers.group, len(wanted)) * share
@@ -215,7 +215,7 @@ class TwoStages:
 
     def answer(self, prompts: Prompts, ctx: Context) -> Rollouts:
         """Stage 2: direct answers to the whole prompts."""
-        answers = judged(ctx.generate(prompts, self.setting.sampling, "rollout"), self.setting.judge, ctx)
+        answers = ctx.judge(self.setting.judge, ctx.generate(prompts, self.setting.sampling, "rollout"))
         formats = self.source.answer_formats(answers)
         ctx.log("doge/format", formats.mean())
         return replace(answers, rewards=context_reward(rewards_of(answers), formats, self.config.beta))
@@ -255,11 +255,6 @@ class Preparation:
 
     def observe(self, ctx: Context) -> None:
         """The Solver does not follow the policy."""
-
-
-def judged(rollouts: Rollouts, judge: Judge, ctx: Context) -> Rollouts:
-    """The rollouts with rewards, the work spread over the processes."""
-    return ctx.world.map(lambda part: judge(part, ctx), rollouts)
 
 
 def per_group(values: Float[Tensor, " N"], group: Int[Tensor, " N"], groups: int) -> Float[Tensor, " Q"]:

@@ -18,7 +18,7 @@ from policydist.language.credits import GroupCredit, rewards_of
 from policydist.language.methods import grpo
 from policydist.language.mixed_objective import Denominator, MixedPolicyGradient
 from policydist.language.objectives import LossConfig
-from policydist.language.recipe import Context, Judge, Recipe, Setting
+from policydist.language.recipe import Context, Recipe, Setting
 from policydist.language.types import Prompts, Rollouts
 
 DIFFERENCES: tuple[str, ...] = (
@@ -82,7 +82,7 @@ class HindsightSampler:
         self.config, self.setting, self.reviser = config, setting, reviser
 
     def __call__(self, prompts: Prompts, ctx: Context) -> Rollouts:
-        drawn = judged(ctx.generate(prompts, self.setting.sampling, "rollout"), self.setting.judge, ctx)
+        drawn = ctx.judge(self.setting.judge, ctx.generate(prompts, self.setting.sampling, "rollout"))
         main = guided.tag(drawn, origins.MODEL)
         before = rewards_of(main)
         ctx.log("herl/own_reward", before.mean())
@@ -126,7 +126,7 @@ class HindsightSampler:
             replace(prompts, samples=torch.full_like(prompts.samples, config.revisions)), sampling, "revision"
         )
         own = fits.nonzero().flatten().to(drawn.group.device)[drawn.group]
-        revised = judged(drawn, self.setting.judge, ctx)
+        revised = ctx.judge(self.setting.judge, drawn)
         if config.off_prompt == "original":
             revised = guided.swap_prompts(revised, plain_prompts(drafts), own)
         revised = replace(revised, group=drafts.group[own])
@@ -165,11 +165,6 @@ def reviser_of(config: Config, setting: Setting) -> revision.Reviser:
     return revision.find_reviser(setting, config.rubric_column, config.verdicts, config.template)
 
 
-def judged(rollouts: Rollouts, judge: Judge, ctx: Context) -> Rollouts:
-    """The rollouts with rewards, the work spread over the processes."""
-    return ctx.world.map(lambda part: judge(part, ctx), rollouts)
-
-
 def members_of(rollouts: Rollouts) -> list[list[int]]:
     """Row numbers of each group, groups in ascending order."""
     found: dict[int, list[int]] = {}
@@ -194,7 +189,7 @@ def improve(
     """
     config = config or Config()
     sampler = HindsightSampler(replace(config, off_prompt="original"), setting, reviser_of(config, setting))
-    best = guided.tag(judged(ctx.generate(prompts, setting.sampling, "answer"), setting.judge, ctx), origins.MODEL)
+    best = guided.tag(ctx.judge(setting.judge, ctx.generate(prompts, setting.sampling, "answer")), origins.MODEL)
     history = [rewards_of(best)]
     for number in range(rounds):
         open_rows = (rewards_of(best) < config.threshold).nonzero().flatten().tolist()

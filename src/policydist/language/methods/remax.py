@@ -30,7 +30,7 @@ class GreedyCredit:
         plain = replace(self.sampling, temperature=0.0)
         greedy = ctx.generate(prompts_of(rollouts), plain, "greedy")
         aside = replace(ctx, metrics={})  # the judge's own numbers are those of the samples
-        greedy = ctx.world.map(lambda part: self.judge(part, aside), greedy)
+        greedy = aside.judge(self.judge, greedy)
         baseline = rewards_of(greedy)
         ctx.log("greedy_reward", baseline.mean())
         return replace(

@@ -124,7 +124,7 @@ class ProbeSampler:
         self.keep = config.keep_init
 
     def __call__(self, prompts: Prompts, ctx: Context) -> Rollouts:
-        own = self.judged(self.episodes.play(prompts, self.sampling, ctx), ctx)
+        own = ctx.judge(self.judge, self.episodes.play(prompts, self.sampling, ctx))
         own = self.known(flagged(own, False), ctx)
         for name in ("turns", "answer_start"):
             value = own.extras[name].float() if name == "turns" else (own.extras[name] >= 0).float()
@@ -132,9 +132,6 @@ class ProbeSampler:
         probes = self.probes(own, ctx)
         rows = own if probes is None else guided.by_group(Rollouts.cat([own, probes]))
         return self.corrected(rows, ctx)
-
-    def judged(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
-        return ctx.world.map(lambda part: self.judge(part, ctx), rollouts)
 
     def known(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
         """With the log-probabilities before the update."""
@@ -154,7 +151,7 @@ class ProbeSampler:
         cut = self.fitting(multiturn.cut_and_hint(own.select(chosen), hints, self.pad), ctx)
         if not len(cut):
             return None
-        probes = self.judged(self.episodes.resume(cut, self.sampling, ctx), ctx)
+        probes = ctx.judge(self.judge, self.episodes.resume(cut, self.sampling, ctx))
         probes = self.known(flagged(replace(probes, old_logprobs=None), True), ctx)
         likely = keep_likely(
             known_logprobs(probes),
@@ -273,19 +270,18 @@ def weighted(rows: Rollouts, pool: HintPool, episodes: Episodes, share: float, f
 
 def hint_places(rows: Rollouts, pool: HintPool) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"], list[tuple[int, ...]]]:
     """Where whole hints of the pool stand among tokens that the policy wrote or was made to write: row, first token, hint."""
-    written = origins.among(origins.of(rows), (origins.MODEL, origins.FORCED)).tolist()
-    found: list[tuple[int, int, tuple[int, ...]]] = []
-    distinct = sorted(set(pool.sequences))
-    for row, ids in enumerate(rows.response_ids.tolist()):
-        for hint in distinct:
-            first, size = hint[0], len(hint)
-            for place in range(len(ids) - size + 1):
-                here = ids[place] == first and tuple(ids[place : place + size]) == hint
-                if here and all(written[row][place : place + size]):
-                    found.append((row, place, hint))
-    device = rows.response_ids.device
-    numbers = torch.tensor([(row, place) for row, place, _ in found], dtype=torch.long, device=device).reshape(-1, 2)
-    return numbers[:, 0], numbers[:, 1], [hint for *_, hint in found]
+    written = origins.among(origins.of(rows), (origins.MODEL, origins.FORCED))
+    row, start, found = [], [], []
+    for hint in sorted(set(pool.sequences)):
+        if len(hint) > rows.response_ids.shape[1]:
+            continue
+        same = rows.response_ids.unfold(1, len(hint), 1) == torch.tensor(hint, device=written.device)
+        places = (same & written.unfold(1, len(hint), 1)).all(2).nonzero()
+        row.append(places[:, 0])
+        start.append(places[:, 1])
+        found += [hint] * len(places)
+    none = torch.zeros(0, dtype=torch.long, device=written.device)
+    return torch.cat([none, *row]), torch.cat([none, *start]), found
 
 
 @dataclass(frozen=True)
