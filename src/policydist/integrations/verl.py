@@ -24,7 +24,7 @@ from torch import Tensor
 
 from policydist.errors import MissingExtraError, UsageError
 from policydist.functional import Aggregation, aggregate, clip_fraction, clipped_surrogate, gspo_surrogate
-from policydist.integrations.hosting import hosted
+from policydist.integrations.hosting import NEEDS, hosted
 from policydist.language import methods
 from policydist.language.recipe import Context
 from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores, TokenTerms
@@ -38,31 +38,18 @@ except ModuleNotFoundError as absent:
 
 ESTIMATORS = ("bnpo", "dr_grpo", "grpo", "reinforce", "reinforce_pp", "rloo")
 REFUSED: Mapping[str, str] = MappingProxyType(
-    {
-        "aepo": "it samples a part of the prompts a second time, at another temperature",
-        "brpo": "it cuts traces and samples answers after every cut before credit is given",
-        "calibrl": "its loss compares every sample with an expert's log-probabilities, which no estimator sees",
+    {method: f"it needs {what}" for method, what in NEEDS.items()}
+    | {
         "dapo": "its advantage is policydist_grpo's; the rest are verl settings: actor.clip_ratio_high=0.28, "
         "algorithm.filter_groups, the reward manager's overlong buffer",
         "dcpo": "it needs the previous update's entropy and log-probabilities at a second temperature, and verl hands an "
         "estimator rewards, mask and uid only. A trainer of your own can compute it with policydist.functional",
         "dft": "it imitates data and has no rewards",
-        "doge": "it has a frozen Solver answer with each analysis before credit is given",
-        "dump": "it chooses prompts, its advantage is policydist_grpo's; a data sampler of your own can call its functions",
         "gspo": "its advantage is policydist_grpo's; the rest is policy_loss.loss_mode=policydist_gspo",
-        "grpo_sft": "it trains on expert responses beside the samples",
-        "herl": "it has the policy revise its samples before credit is given",
-        "icpo": "it samples behind solved examples and trains without them",
-        "knapsack": "it gives every prompt a number of samples of its own",
-        "luffy": "it trains on expert responses beside the samples",
         "otr": "it imitates data and has no rewards",
         "ppo": "verl brings its own critic: adv_estimator=gae",
         "remax": "verl brings its own greedy baseline: adv_estimator=remax",
-        "rexrag": "it plays episodes with a search engine and resumes failed ones",
-        "rft": "it imitates its own accepted samples: verl's SFT trainer on them",
         "sft": "it imitates data and has no rewards: verl's SFT trainer",
-        "subnetworks": "it watches the weights, not the advantages; train with verl, then policydist diff",
-        "vade": "it chooses prompts, its advantage is policydist_grpo's; a data sampler of your own can call its functions",
     }
 )
 """Methods that no advantage estimator of verl can express, and why."""
