@@ -83,25 +83,32 @@ def shown_metrics(data: Comparison) -> list[tuple[str, str, int]]:
     found = []
     if max(sum(ACCURACY in row for row in run.metrics) for run in data.runs) >= 2:
         found.append((ACCURACY, "held-out accuracy", 1))
-    if any(REWARD in row for run in data.runs for row in run.metrics):
+    rewards = {row[REWARD] for run in data.runs for row in run.metrics if REWARD in row}
+    if len(rewards) > 1:  # supervised methods have no rewards: theirs are all alike
         label = "training reward" + (f"\n(running mean of {window | 1} steps)" if window > 1 else "")
         found.append((REWARD, label, window))
     return found
 
 
+def shown_axes(data: Comparison) -> dict[str, str]:
+    """Steps, and tokens if any method samples some."""
+    sampled = any((numeric(row, "tokens") or 0) > 0 for run in data.runs for row in run.metrics)
+    return {name: label for name, label in AXES.items() if name != "tokens" or sampled}
+
+
 def draw(data: Comparison, path: Path) -> Path:
     """Draw the comparison's curves, against steps on the left and against tokens sampled on the right."""
-    metrics = shown_metrics(data)
+    metrics, shown = shown_metrics(data), shown_axes(data)
     with style.drawing(0.6 + 2.9 * max(1, len(metrics))) as figure:
         if not metrics:
             figure.text(0.5, 0.5, "no run has a curve to show", ha="center", color=style.FAINT)
             return style.save(figure, path)
-        panels = figure.subplots(len(metrics), 2, squeeze=False, sharey="row", sharex="col")
+        panels = figure.subplots(len(metrics), len(shown), squeeze=False, sharey="row", sharex="col")
         for row, (metric, label, window) in enumerate(metrics):
-            for column, axis in enumerate(AXES):
+            for column, axis in enumerate(shown):
                 _panel(panels[row, column], data, axis, metric, window)
             panels[row, 0].set_ylabel(label)
-        for column, name in enumerate(AXES.values()):
+        for column, name in enumerate(shown.values()):
             panels[-1, column].set_xlabel(name)
         _legend(figure, panels[0, 0], data)
         return style.save(figure, path)
@@ -145,7 +152,7 @@ PANELS = 12
 def draw_run(rows: Rows, path: Path) -> Path | None:
     """The metrics of one run against its steps, the usual ones first, at most twelve; None without any."""
     keys = {key for row in rows for key in row if numeric(row, key) is not None}
-    keys -= {"step", "tokens", "seconds"} | {key for key in keys if key.startswith("seconds/")}
+    keys -= {"step", "tokens", "responses", "seconds", "memory"} | {key for key in keys if key.startswith("seconds/")}
     names = [*(key for key in FIRST if key in keys), *sorted(keys - set(FIRST))][:PANELS]
     if not names:
         return None
