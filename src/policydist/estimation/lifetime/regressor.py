@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -50,7 +51,7 @@ class Step(NamedTuple):
     generator: torch.Generator | None
 
 
-class LifetimeRegressor(RegressorMixin, BaseEstimator):
+class LifetimeRegressor(RegressorMixin, BaseEstimator, ABC):
     """Base of the estimators in ``estimation.methods.optdist``; see there for the parameters."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -122,15 +123,15 @@ class LifetimeRegressor(RegressorMixin, BaseEstimator):
         spread = max(outcome.log_spread, 1e-2)
         return torch.tensor([np.log(share / (1 - share)), outcome.log_mean, np.log(np.expm1(spread))])
 
+    @abstractmethod
     def _loss(
         self, raw: Tensor, log_alpha: Tensor, y: Tensor, weight: Tensor, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted mean loss and its parts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _means(self, X: Any) -> Floats:
         """E[y] of every row, before any cap."""
-        raise NotImplementedError
 
     def _diagnostics(self, raw: Tensor, log_alpha: Tensor, y: Tensor) -> dict[str, float]:
         """More numbers for ``history_``, on the monitored rows."""
