@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policydist.language import embedded
-from policydist.language.embedded import train
+from policydist.language.embedded import search, train
 from policydist.language.embedded.passrates import pass_rates
 from policydist.language.embedded.tokenizer import CHARACTERS, build_tokenizer
+from policydist.language.measure import evaluate
 from policydist.language.policies.loading import load_policy
 from policydist.language.tasks.procedural import PROCEDURAL, rows
 
@@ -117,3 +118,22 @@ def test_the_shipped_weights_have_the_recorded_pass_rates(name, policy):
     for figure in ("pass@1", "pass@16", "greedy"):
         spread = np.sqrt(recorded[figure] * (1 - recorded[figure]) / 64) + 0.01
         assert abs(rate[figure] - recorded[figure]) < 4 * spread
+
+
+def test_the_searching_model_is_the_one_its_log_tells_of():
+    folder = embedded.search_path()
+    log = json.loads((folder / "training_log.json").read_text())
+    weights = (folder / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == log["sha256"]
+    assert len(weights) < 1_500_000
+    assert log["plan"] == asdict(search.Plan())
+    assert log["slips"] == search.SLIPS
+    assert 0.2 < log["held_out"]["accuracy"] < 0.5, "there must be something left to learn"
+
+
+def test_the_searching_model_plays_as_its_log_says():
+    log = json.loads((embedded.search_path() / "training_log.json").read_text())
+    config = {"method": "rexrag", "task": {"name": "two-hop"}}
+    found = evaluate("embedded-search", rows=32, samples=1, config=config)
+    assert abs(found["accuracy"] - log["held_out"]["accuracy"]) < 0.25
+    assert 0.9 < found["length"] / log["held_out"]["length"] < 1.1

@@ -22,7 +22,7 @@ import torch
 from policydist.language.embedded import search_path
 from policydist.language.embedded.tokenizer import build_tokenizer
 from policydist.language.embedded.train import Plan as Shared
-from policydist.language.embedded.train import build_optimisers, pace
+from policydist.language.embedded.train import descend
 from policydist.language.hints import HINTS
 from policydist.language.tasks.twohop import FIRST, NAMES, SECOND, fact
 from policydist.runs.seeds import derive, numpy_generator
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 LOG = "training_log.json"
+TEST_ROWS = 256
 TAGS = ("<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>", "<think>", "</think>")
 SLIPS = {"guess": 0.15, "relation": 0.1, "early": 0.45}
 """Chances, in the last stage, of an answer without a search, a first search for the wrong relation, and an answer after one
@@ -142,41 +143,32 @@ def train(plan: Plan) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase, list[d
     tokenizer.add_tokens(list(TAGS))
     model = build_model(tokenizer)
     shared = Shared(base_steps=plan.clean_steps, hard_steps=0, slip_steps=plan.slip_steps)
-    optimisers = build_optimisers(model, shared)
-    curve, recent, start = [], [], time.perf_counter()
-    for step in range(plan.clean_steps + plan.slip_steps):
-        drawn = [trace(rng, 1, step >= plan.clean_steps) for _ in range(plan.batch)]
-        loss = loss_of(model, [encode(tokenizer, *one) for one in drawn], tokenizer.pad_token_id)
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser, peak in optimisers:
-            optimiser.param_groups[0]["lr"] = peak * pace(shared, step)
-            optimiser.step()
-        recent.append(float(loss.detach()))
-        if (step + 1) % 50 == 0:
-            seconds = round(time.perf_counter() - start, 1)
-            curve.append({"step": step + 1, "loss": round(float(np.mean(recent)), 4), "seconds": seconds})
-            print(json.dumps(curve[-1]), flush=True)
-            recent = []
-    return model, tokenizer, curve
+    losses = (
+        loss_of(model, [encode(tokenizer, *trace(rng, 1, slips)) for _ in range(plan.batch)], tokenizer.pad_token_id)
+        for slips in [False] * plan.clean_steps + [True] * plan.slip_steps
+    )
+    return model, tokenizer, descend(model, losses, shared, 50)
 
 
 def main(out: Path, plan: Plan) -> None:
-    """Train, and write model, tokenizer and log to ``out``."""
+    """Train, measure episodes on held-out questions, and write model, tokenizer and log to ``out``."""
+    from policydist.language.measure import evaluate
+
     start = time.process_time()
     model, tokenizer, curve = train(plan)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    seconds = round(time.process_time() - start, 1)
     log = {
         "plan": asdict(plan),
         "slips": SLIPS,
         "doubt": DOUBT,
         "parameters": model.num_parameters(),
-        "cpu_seconds": round(time.process_time() - start, 1),
+        "cpu_seconds": seconds,
         "torch": torch.__version__,
         "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "held_out": evaluate(out, rows=TEST_ROWS, samples=1, config={"method": "rexrag", "task": {"name": "two-hop"}}),
         "curve": curve,
     }
     (out / LOG).write_text(json.dumps(log, indent=1) + "\n")

@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,10 +150,15 @@ def train(plan: Plan) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase, list[d
     torch.manual_seed(derive(plan.seed, "embedded", "weights"))
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
+    losses = (loss_of(model, tokenizer, pairs) for pairs in Corpus(plan).batches())
+    return model, tokenizer, descend(model, losses, plan)
+
+
+def descend(model: Any, losses: Iterable[torch.Tensor], plan: Plan, every: int = 100) -> list[dict[str, float]]:
+    """One update for each of the ``losses``, which are computed as they are asked for; the curve, a row ``every`` steps."""
     optimisers = build_optimisers(model, plan)
     curve, recent, start = [], [], time.perf_counter()
-    for step, pairs in enumerate(Corpus(plan).batches()):
-        loss = loss_of(model, tokenizer, pairs)
+    for step, loss in enumerate(losses):
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -161,12 +166,12 @@ def train(plan: Plan) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase, list[d
             optimiser.param_groups[0]["lr"] = peak * pace(plan, step)
             optimiser.step()
         recent.append(float(loss.detach()))
-        if (step + 1) % 100 == 0:
+        if (step + 1) % every == 0:
             seconds = round(time.perf_counter() - start, 1)
             curve.append({"step": step + 1, "loss": round(float(np.mean(recent)), 4), "seconds": seconds})
             print(json.dumps(curve[-1]), flush=True)
             recent = []
-    return model, tokenizer, curve
+    return curve
 
 
 def main(out: Path, plan: Plan) -> None:
