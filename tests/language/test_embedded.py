@@ -136,4 +136,4 @@ def test_the_searching_model_plays_as_its_log_says():
     config = {"method": "rexrag", "task": {"name": "two-hop"}}
     found = evaluate("embedded-search", rows=32, samples=1, config=config)
     assert abs(found["accuracy"] - log["held_out"]["accuracy"]) < 0.25
-    assert 0.9 < found["length"] / log["held_out"]["length"] < 1.1
+    assert 0.75 < found["length"] / log["held_out"]["length"] < 1.25  # episodes are one or two searches long
