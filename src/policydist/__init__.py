@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "train": ("policydist.experiment", "train"),
-    "resume": ("policydist.language.experiment", "resume"),
+    "resume": ("policydist.experiment", "resume"),
     "compare": ("policydist.language.compare", "compare"),
     "evaluate": ("policydist.language.measure", "evaluate"),
     "claim": ("policydist.claims.runner", "run_paper"),

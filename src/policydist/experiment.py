@@ -9,6 +9,7 @@ from typing import Any
 
 from policydist import catalog
 from policydist.errors import UsageError, nearest
+from policydist.runs.directory import read_config
 
 FAMILIES = ("language", "estimation")
 """Families whose methods one command can run."""
@@ -86,3 +87,29 @@ def train(
     check_options(method, family, {"task": task, "model": model, "steps": steps, "data": data})
     experiment = importlib.import_module(f"policydist.{family}.experiment")
     return experiment.train(method, **own, config=config, settings=settings, out=out, **hooks)
+
+
+def check_resumable(path: str | Path) -> None:
+    """Only runs of language methods have checkpoints.
+
+    Raises:
+        UsageError: no run there, or the run is an estimator's.
+    """
+    path = Path(path)
+    folder = path.parent.parent if path.name.startswith("step-") else path
+    method = read_config(folder).get("method")
+    if method is not None and family_of(str(method)) == "estimation":
+        raise UsageError(
+            f"{path}: a run of {method} has no checkpoints; fit again with "
+            f"policydist train {method} --config {path / 'config.yaml'}"
+        )
+
+
+def resume(path: str | Path, settings: Sequence[str] = (), **hooks: Any) -> Any:
+    """Continue a run, see `policydist.language.experiment.resume`.
+
+    Raises:
+        UsageError: no run or no checkpoint there, or the run is an estimator's.
+    """
+    check_resumable(path)
+    return importlib.import_module("policydist.language.experiment").resume(path, settings, **hooks)

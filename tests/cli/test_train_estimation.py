@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import policydist
 from policydist.cli.main import main
+from policydist.errors import UsageError
 from policydist.estimation.methods.r3d import R3D
 from policydist.runs.directory import read_config, read_metrics, read_status
 
@@ -62,6 +64,8 @@ def test_the_summary_is_printed_and_files_are_named(words: list[str], tmp_path: 
 
     line = failed(capsys, ["train", "--resume", str(tmp_path / "run")], 2)
     assert "no checkpoints" in line
+    with pytest.raises(UsageError, match="no checkpoints"):
+        policydist.resume(tmp_path / "run")
     assert f"policydist train r3d --config {tmp_path / 'run' / 'config.yaml'}" in line
     assert "another --out" in failed(capsys, words, 2)
 

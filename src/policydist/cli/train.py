@@ -13,9 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from policydist.cli.main import show_json
 from policydist.errors import UsageError
-from policydist.experiment import check_options, family_of
+from policydist.experiment import check_options, check_resumable, family_of
 from policydist.runs.config import read_yaml
-from policydist.runs.directory import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +70,9 @@ def train(asked: Train) -> int:
                 raise UsageError(
                     f"--resume goes on with the run's stored config; leave out --{name}, or start a new run"
                 )
-        family = family_to_resume(asked.resume)
+        assert asked.resume is not None
+        check_resumable(asked.resume)
+        family = "language"
     config = read_yaml(asked.config) if asked.config else None
     console = Console(stderr=True, soft_wrap=True)
     monitor = Monitor(console)
@@ -80,23 +81,6 @@ def train(asked: Train) -> int:
         if console.is_terminal:
             stack.enter_context(monitor.progress)
         return (language if family == "language" else estimation)(asked, config, monitor)
-
-
-def family_to_resume(path: Path | None) -> str:
-    """The family of a stored run; only language runs have checkpoints.
-
-    Raises:
-        UsageError: the run is an estimator's.
-    """
-    assert path is not None
-    folder = path.parent.parent if path.name.startswith("step-") else path
-    method = read_config(folder).get("method")
-    if method is not None and family_of(str(method)) == "estimation":
-        raise UsageError(
-            f"{path}: a run of {method} has no checkpoints; fit again with "
-            f"policydist train {method} --config {path / 'config.yaml'}"
-        )
-    return "language"
 
 
 def language(asked: Train, config: dict[str, Any] | None, monitor: Monitor) -> int:
