@@ -127,3 +127,19 @@ def test_import_is_light():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_narrow_terminal_shows_whole_numbers_of_fewer_columns():
+    from policydist.cli.compare import fitting
+
+    row = {
+        "method": "grpo",
+        "accuracy": "0.791 [0.775, 0.807]",
+        "tokens": "103k",
+        "responses": "7.68k",
+        "memory MiB": "574",
+    }
+    assert fitting([row], 200) == [row]
+    narrow = fitting([row, {**row, "method": "reinforce_pp"}], 50)
+    assert list(narrow[0]) == ["method", "accuracy", "tokens"]
+    assert narrow[1]["accuracy"] == row["accuracy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,11 @@ from policydist.runs.config import read_yaml
 
 if TYPE_CHECKING:
     from policydist.cli.main import Compare
+
+SPARE = ("memory MiB", "responses", "train reward", "tokens")
+"""Columns that a narrow terminal does without, the first ones first."""
+WIDE = 200
+"""Characters of a line that no terminal bounds."""
 
 
 def compare(asked: Compare) -> int:
@@ -54,12 +60,26 @@ def compare(asked: Compare) -> int:
     if asked.json:
         show_json(comparison.plain(result.path))
         return 0
-    rows = comparison.table(result.path)
+    screen = Console()
+    rows = fitting(comparison.table(result.path), screen.width if screen.is_terminal else WIDE)
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    (screen if screen.is_terminal else Console(width=WIDE)).print(table)
     print(f"figure: {result.path / 'curves.png'}\nreport: {page}")
     return 0
+
+
+def fitting(rows: Sequence[Mapping[str, str]], width: int) -> list[Mapping[str, str]]:
+    """The rows without as many of the `SPARE` columns as a line of ``width`` characters has no room for; the report has all."""
+    names = list(rows[0])
+
+    def line() -> int:
+        return sum(max(len(name), *(len(row[name]) for row in rows)) + 2 for name in names)
+
+    for spare in SPARE:
+        if spare in names and line() > width:
+            names.remove(spare)
+    return [{name: row[name] for name in names} for row in rows]
