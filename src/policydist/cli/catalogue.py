@@ -12,11 +12,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from policydist import catalog, experiment
 from policydist.claims import record
 from policydist.cli.main import show_json
 from policydist.errors import UsageError, nearest
+
+WIDE = 200
+"""Characters of a line that no terminal bounds."""
 
 
 def papers(family: str | None, words: str, as_json: bool) -> int:
@@ -34,11 +38,15 @@ def papers(family: str | None, words: str, as_json: bool) -> int:
         return 0
     table = Table(box=None, pad_edge=False)
     for column in ("slug", "title", "arXiv", "family", "ready", "claim"):
-        table.add_column(column, overflow="fold", no_wrap=column == "slug")
+        table.add_column(column, no_wrap=column != "title")
     for row in found:
         ready = "yes" if row["implemented"] else ""
-        table.add_row(row["slug"], row["title"], row["arxiv"], row["family"], ready, row["verdict"] or "")
-    console = Console()
+        title = Text(
+            row["title"], no_wrap=True, overflow="ellipsis"
+        )  # a line a paper; the column gives way, not its words
+        table.add_row(row["slug"], title, row["arxiv"], row["family"], ready, row["verdict"] or "")
+    screen = Console()
+    console = screen if screen.is_terminal else Console(width=WIDE)
     console.print(table)
     console.print(f"{len(found)} papers, {sum(bool(row['implemented']) for row in found)} implemented")
     return 0
