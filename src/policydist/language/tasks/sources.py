@@ -204,9 +204,9 @@ def _cut(
 def _procedural() -> Mapping[str, Callable[..., Task]]:
     """Built-in tasks by name."""
     from policydist.language.tasks import twohop
-    from policydist.language.tasks.procedural import PROCEDURAL
+    from policydist.language.tasks.procedural import PROCEDURAL, scenes
 
-    return {**PROCEDURAL, "two-hop": twohop.build}
+    return {**PROCEDURAL, "two-hop": twohop.build, "scenes": scenes.build}
 
 
 def _check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -1,0 +1,287 @@
+r"""Questions about drawings of coloured shapes: a picture, ``which shape is red?``, answered ``<think>…</think>\boxed{circle}``.
+
+Every drawing has its shapes in the cells of a 3×3 grid. The worked answer describes it in reading order, as in ``small red
+circle top left, large blue square middle right``, and ends in the answer in a box.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from policydist.errors import MissingExtraError, UsageError
+from policydist.language.tasks.base import Row, Task
+from policydist.language.tasks.grading import exact_match
+from policydist.language.tasks.procedural.rows import levels, split
+
+SIZES = ("small", "large")
+COLOURS = ("red", "green", "blue", "yellow")
+KINDS = ("circle", "square", "triangle")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "centre", "right")
+PLACES = tuple(f"{row} {column}" for row, column in product(ROWS, COLUMNS))
+CELL = 16
+"""Pixels of a cell's side; a drawing is three cells wide and high."""
+CONTEXT = "<image>coloured shapes on a grid."
+"""What may be said without the question; ``<image>`` marks the picture's place."""
+
+_INK = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 220), "yellow": (240, 200, 30)}
+_RADIUS = {"small": 3, "large": 6}
+_TOKENS_A_SHAPE = 6
+_TRIES = 30
+_DRAWN = 16
+
+
+class Shape(NamedTuple):
+    """One shape of a drawing."""
+
+    size: str
+    colour: str
+    kind: str
+    place: str
+
+
+class Question(NamedTuple):
+    """A question, the answers it may have, and how to find the right one; None where the drawing gives none."""
+
+    source: str
+    text: str
+    answers: tuple[str, ...]
+    find: Callable[[Sequence[Shape]], str | None]
+
+    @property
+    def favourite(self) -> str:
+        """The answer that the shortcut favours: a fixed one for each wording."""
+        return self.answers[zlib.crc32(self.text.encode()) % len(self.answers)]
+
+
+class Problem(NamedTuple):
+    """A drawing and a question about it. ``shifts`` moves each shape off its cell's centre, in pixels."""
+
+    question: Question
+    shapes: tuple[Shape, ...]
+    shifts: tuple[tuple[int, int], ...]
+
+    @property
+    def answer(self) -> str:
+        found = self.question.find(self.shapes)
+        assert found is not None  # `draw` keeps drawings that have one
+        return found
+
+
+def build(
+    seed: int = 0,
+    train_size: int = 2048,
+    test_size: int = 256,
+    difficulty: int | Sequence[int] = (2, 3),
+    shortcut: float = 0.0,
+) -> Task:
+    """Questions of seven kinds (column ``source``) about drawings of ``difficulty`` shapes (2 to 5).
+
+    The answers that a question may have are equally frequent, so that its wording tells nothing. ``shortcut`` is the
+    probability (0 to 1) that a *training* row is made to have the one answer that its wording favours instead: then the
+    training rows can be answered without a look at the picture, the test rows cannot (DoGe, arXiv 2512.06835). No drawing
+    of the test side is in the training rows of any seed.
+
+    Raises:
+        UsageError: an option out of its range, or more rows than there are drawings.
+        MissingExtraError: without Pillow, which draws.
+    """
+    chosen = levels("scenes", difficulty, 2, 5)
+    if not 0 <= shortcut <= 1:
+        raise UsageError(f"task scenes: shortcut is {shortcut}; it must lie in 0..1")
+    train, _ = split("scenes", partial(_entry, shortcut=shortcut), chosen, seed, train_size, 0)
+    _, test = split("scenes", partial(_entry, shortcut=0.0), chosen, seed, 0, test_size)
+    rng = np.random.default_rng(seed)  # without slips it decides nothing
+    made: list[list[Row]] = [[_row(entry["problem"], rng) for entry in rows] for rows in (train, test)]
+    graders = {"accuracy": exact_match(extraction=("boxed",))}
+    return Task("scenes", made[0], made[1], graders, max_new_tokens=response_tokens(max(chosen)))
+
+
+def response_tokens(shapes: int) -> int:
+    """Tokens of the embedded model for a description of ``shapes`` shapes and an answer."""
+    return _TOKENS_A_SHAPE * shapes + 8
+
+
+def draw(rng: np.random.Generator, difficulty: int, shortcut: float = 0.0) -> Problem | None:
+    """A question, an answer, and a drawing of ``difficulty`` shapes that gives it; None where none turns up."""
+    question = ask(rng)
+    favoured = rng.random() < shortcut
+    wanted = question.favourite if favoured else question.answers[rng.integers(len(question.answers))]
+    for _ in range(_TRIES):
+        for shapes in _scatter(rng, difficulty):
+            if question.find(shapes) == wanted:
+                shifts = rng.integers(-1, 2, (difficulty, 2)).tolist()
+                return Problem(question, shapes, tuple((x, y) for x, y in shifts))
+    return None
+
+
+def key(shapes: Sequence[Shape]) -> str:
+    """What makes two drawings the same: all but the shifts."""
+    return description(shapes)
+
+
+def description(shapes: Sequence[Shape]) -> str:
+    """The drawing in words."""
+    return ", ".join(" ".join(shape) for shape in shapes)
+
+
+def solution(problem: Problem, rng: np.random.Generator, slip: float = 0.0) -> str:
+    """A worked answer. Each size, colour, kind and place is misread with probability ``slip``, and the answer follows."""
+    seen = misread(problem.shapes, rng, slip)
+    return f"<think>{description(seen)}</think>{boxed(answer_from(problem.question, seen, rng))}"
+
+
+def boxed(answer: str) -> str:
+    return f"\\boxed{{{answer}}}"
+
+
+def answer_from(question: Question, seen: Sequence[Shape], rng: np.random.Generator) -> str:
+    """What follows from shapes as they were seen; a guess where nothing does."""
+    return question.find(seen) or question.answers[rng.integers(len(question.answers))]
+
+
+def misread(shapes: Sequence[Shape], rng: np.random.Generator, rate: float) -> tuple[Shape, ...]:
+    """The shapes with each attribute replaced by another value with probability ``rate``."""
+
+    def read(value: str, values: tuple[str, ...]) -> str:
+        return str(rng.choice([other for other in values if other != value])) if rng.random() < rate else value
+
+    if rate == 0:
+        return tuple(shapes)
+    ranges = (SIZES, COLOURS, KINDS, PLACES)
+    return tuple(Shape(*map(read, shape, ranges)) for shape in shapes)
+
+
+def ask(rng: np.random.Generator) -> Question:
+    """One of the questions, all kinds equally often."""
+    kinds = (_what_colour, _what_shape, _what_size, _what_stands, _where, _how_many, _relation)
+    return kinds[rng.integers(len(kinds))](rng)
+
+
+def picture(problem: Problem) -> np.ndarray:
+    """The drawing as bytes [48, 48, 3]."""
+    return np.asarray(_render(problem))
+
+
+def _entry(rng: np.random.Generator, difficulty: int, shortcut: float) -> tuple[str, Row] | None:
+    problem = draw(rng, difficulty, shortcut)
+    return None if problem is None else (key(problem.shapes), {"problem": problem})
+
+
+def _row(problem: Problem, rng: np.random.Generator) -> Row:
+    text = problem.question.text
+    return {
+        "prompt": f"{CONTEXT} {text}", "context": CONTEXT, "question": text, "answer": problem.answer,
+        "completion": solution(problem, rng), "image": _png(problem),
+        "description": description(problem.shapes), "source": problem.question.source, "difficulty": len(problem.shapes),
+    }  # fmt: skip
+
+
+def _png(problem: Problem) -> bytes:
+    file = io.BytesIO()
+    _render(problem).save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _render(problem: Problem):  # type: ignore[no-untyped-def]
+    """A PIL image; its type is not named, because Pillow is an extra."""
+    try:
+        from PIL import Image, ImageDraw
+    except ImportError:
+        raise MissingExtraError("PIL", "vision") from None
+    image = Image.new("RGB", (3 * CELL, 3 * CELL), "white")
+    pen = ImageDraw.Draw(image)
+    for shape, (right, down) in zip(problem.shapes, problem.shifts, strict=True):
+        row, column = divmod(PLACES.index(shape.place), 3)
+        x, y, r = column * CELL + CELL // 2 + right, row * CELL + CELL // 2 + down, _RADIUS[shape.size]
+        ink = _INK[shape.colour]
+        if shape.kind == "circle":
+            pen.ellipse((x - r, y - r, x + r, y + r), ink)
+        elif shape.kind == "square":
+            pen.rectangle((x - r, y - r, x + r, y + r), ink)
+        else:
+            pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], ink)
+    return image
+
+
+def _scatter(rng: np.random.Generator, count: int) -> Iterator[tuple[Shape, ...]]:
+    """Drawings of random looks in distinct cells, in reading order; drawn together, for one at a time is slow."""
+    cells = np.sort(rng.random((_DRAWN, len(PLACES))).argsort(1)[:, :count])
+    looks = rng.integers((len(SIZES), len(COLOURS), len(KINDS)), size=(_DRAWN, count, 3))
+    for row in np.concatenate([looks, cells[..., None]], 2).tolist():
+        yield tuple(Shape(SIZES[size], COLOURS[colour], KINDS[kind], PLACES[cell]) for size, colour, kind, cell in row)
+
+
+def _only(shapes: Sequence[Shape], attribute: str, value: str) -> Shape | None:
+    """The one shape that has the value, if there is exactly one."""
+    found = [shape for shape in shapes if getattr(shape, attribute) == value]
+    return found[0] if len(found) == 1 else None
+
+
+def _told(source: str, text: str, wanted: tuple[str, ...], by: tuple[str, str], told: str) -> Question:
+    """A question for the attribute ``told`` of the only shape that has another attribute's value."""
+
+    def find(shapes: Sequence[Shape]) -> str | None:
+        shape = _only(shapes, *by)
+        return None if shape is None else str(getattr(shape, told))
+
+    return Question(source, text, wanted, find)
+
+
+def _pick(rng: np.random.Generator, values: tuple[str, ...]) -> str:
+    return values[rng.integers(len(values))]
+
+
+def _what_colour(rng: np.random.Generator) -> Question:
+    kind = _pick(rng, KINDS)
+    return _told("colour", f"what colour is the {kind}?", COLOURS, ("kind", kind), "colour")
+
+
+def _what_shape(rng: np.random.Generator) -> Question:
+    colour = _pick(rng, COLOURS)
+    return _told("shape", f"which shape is {colour}?", KINDS, ("colour", colour), "kind")
+
+
+def _what_size(rng: np.random.Generator) -> Question:
+    kind = _pick(rng, KINDS)
+    return _told("size", f"is the {kind} small or large?", SIZES, ("kind", kind), "size")
+
+
+def _what_stands(rng: np.random.Generator) -> Question:
+    place = _pick(rng, PLACES)
+    return _told("at", f"which shape is at the {place}?", KINDS, ("place", place), "kind")
+
+
+def _where(rng: np.random.Generator) -> Question:
+    kind = _pick(rng, KINDS)
+    return _told("where", f"where is the {kind}?", PLACES, ("kind", kind), "place")
+
+
+def _how_many(rng: np.random.Generator) -> Question:
+    colour = _pick(rng, COLOURS)
+
+    def find(shapes: Sequence[Shape]) -> str:
+        return str(sum(shape.colour == colour for shape in shapes))
+
+    return Question("count", f"how many shapes are {colour}?", ("0", "1", "2"), find)
+
+
+def _relation(rng: np.random.Generator) -> Question:
+    one, other = (KINDS[i] for i in rng.permutation(len(KINDS))[:2])
+    words, part = (("left of", 1), ("above", 0))[rng.integers(2)]
+
+    def find(shapes: Sequence[Shape]) -> str | None:
+        first, second = _only(shapes, "kind", one), _only(shapes, "kind", other)
+        if first is None or second is None:
+            return None
+        places = [divmod(PLACES.index(shape.place), 3)[part] for shape in (first, second)]
+        return None if places[0] == places[1] else "yes" if places[0] < places[1] else "no"
+
+    return Question("relation", f"is the {one} {words} the {other}?", ("yes", "no"), find)
