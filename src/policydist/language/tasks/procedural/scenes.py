@@ -1,7 +1,7 @@
 r"""Questions about drawings of coloured shapes: a picture, ``which shape is red?``, answered ``<think>…</think>\boxed{circle}``.
 
-Every drawing has its shapes in the cells of a 3×3 grid. The worked answer describes it in reading order, as in ``small red
-circle top left, large blue square middle right``, and ends in the answer in a box.
+Every drawing has its shapes in the cells of a 3×3 grid. The worked answer describes it in reading order, as in ``top left
+small red circle, middle right large blue square``, and ends in the answer in a box.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONTEXT = "<image>coloured shapes on a grid."
 
 _INK = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 220), "yellow": (240, 200, 30)}
 _RADIUS = {"small": 3, "large": 6}
-_TOKENS_A_SHAPE = 6
+_TOKENS_A_SHAPE = 5
 _TRIES = 30
 _DRAWN = 16
 
@@ -41,10 +41,10 @@ _DRAWN = 16
 class Shape(NamedTuple):
     """One shape of a drawing."""
 
+    place: str
     size: str
     colour: str
     kind: str
-    place: str
 
 
 class Question(NamedTuple):
@@ -155,7 +155,7 @@ def misread(shapes: Sequence[Shape], rng: np.random.Generator, rate: float) -> t
 
     if rate == 0:
         return tuple(shapes)
-    ranges = (SIZES, COLOURS, KINDS, PLACES)
+    ranges = (PLACES, SIZES, COLOURS, KINDS)
     return tuple(Shape(*map(read, shape, ranges)) for shape in shapes)
 
 
@@ -215,8 +215,8 @@ def _scatter(rng: np.random.Generator, count: int) -> Iterator[tuple[Shape, ...]
     """Drawings of random looks in distinct cells, in reading order; drawn together, for one at a time is slow."""
     cells = np.sort(rng.random((_DRAWN, len(PLACES))).argsort(1)[:, :count])
     looks = rng.integers((len(SIZES), len(COLOURS), len(KINDS)), size=(_DRAWN, count, 3))
-    for row in np.concatenate([looks, cells[..., None]], 2).tolist():
-        yield tuple(Shape(SIZES[size], COLOURS[colour], KINDS[kind], PLACES[cell]) for size, colour, kind, cell in row)
+    for row in np.concatenate([cells[..., None], looks], 2).tolist():
+        yield tuple(Shape(PLACES[cell], SIZES[size], COLOURS[colour], KINDS[kind]) for cell, size, colour, kind in row)
 
 
 def _only(shapes: Sequence[Shape], attribute: str, value: str) -> Shape | None:
