@@ -13,3 +13,8 @@ def path() -> Path:
 def search_path() -> Path:
     """The directory of the shipped model that can search (``embedded-search``)."""
     return Path(__file__).parent / "search_model"
+
+
+def vision_path() -> Path:
+    """The directory of the shipped vision-language model (``embedded-vision``)."""
+    return Path(__file__).parent / "vision_model"
