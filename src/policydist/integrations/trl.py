@@ -1,11 +1,12 @@
-"""Any method whose addition is an advantage or a loss, inside TRL's GRPO trainer (trl 1.16).
+"""Any method whose addition is an advantage, a loss or a choice of prompts, inside TRL's GRPO trainer (trl 1.16).
 
     from policydist.integrations.trl import GRPOTrainer
 
     GRPOTrainer(model=..., reward_funcs=..., args=GRPOConfig(...), train_dataset=..., method="bnpo").train()
 
 TRL tokenises, generates, judges, logs, saves and distributes as always; the advantages come from the method's own
-``credit`` and the loss from its own ``objective``, the very objects that `policydist train` uses.
+``credit``, the loss from its own ``objective`` and the prompts of vade, dump and knapsack from their own ``curriculum``,
+the very objects that `policydist train` uses.
 TRL's ``loss_type="bnpo"`` is a token mean and has nothing to do with ``method="bnpo"`` (Beta normalisation, arXiv
 2506.02864).
 """
@@ -21,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
+from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
 from policydist.errors import MissingExtraError, PolicydistError, UsageError
-from policydist.integrations.hosting import hosted
+from policydist.integrations.hosting import CHOOSING, HostedRows, hosted
 from policydist.language.objectives import LossConfig
 from policydist.language.recipe import Context, Norm
-from policydist.language.types import Rollouts
+from policydist.language.types import Prompts, Rollouts
 from policydist.language.world import World
 
 try:
@@ -57,20 +60,21 @@ DECIDED = {
     "use_bias_correction_kl": None,
 }
 """Settings of GRPOConfig that the method decides, and the knob to set instead, if there is one."""
-STATE = "policydist_state.json"
+STATE, CURRICULUM = "policydist_state.json", "policydist_curriculum.json"
 
 
 class GRPOTrainer(TrlTrainer):
-    """TRL's trainer with the advantages and the loss of one of our methods.
+    """TRL's trainer with the advantages, the loss and the choice of prompts of one of our methods.
 
-    ``method`` is a slug (grpo, dr_grpo, rloo, reinforce, reinforce_pp, bnpo, gspo, dapo, dcpo), ``knobs`` its settings
-    as `policydist show SLUG` lists them; everything else is TRL's. The loss is normalised over the whole optimiser
-    step, all processes and all accumulated micro-batches. Several updates a batch come from GRPOConfig
-    (``steps_per_generation``, ``num_iterations``), a KL penalty from ``knobs={"kl_coef": ...}``, not ``beta``.
+    ``method`` is a slug (bnpo, dapo, dcpo, dr_grpo, dump, gspo, grpo, knapsack, reinforce, reinforce_pp, rloo, vade),
+    ``knobs`` its settings as `policydist show SLUG` lists them; everything else is TRL's. The loss is normalised over
+    the whole optimiser step, all processes and all accumulated micro-batches. Several updates a batch come from
+    GRPOConfig (``steps_per_generation``, ``num_iterations``), a KL penalty from ``knobs={"kl_coef": ...}``, not ``beta``.
 
     Raises:
         UsageError: unknown method or knob; a method that is more than an advantage or a loss (aepo, ppo, sft, dapo's
-            dynamic sampling); a GRPOConfig setting that the method decides; a vision or mixture-of-experts model.
+            dynamic sampling); a GRPOConfig setting that the method decides; a vision or mixture-of-experts model; no
+            rows to choose from where the method chooses.
     """
 
     model: Any
@@ -93,14 +97,19 @@ class GRPOTrainer(TrlTrainer):
         args = GRPOConfig(f"policydist-{method}") if args is None else args
         if args.max_completion_length is None:
             raise UsageError("GRPOConfig(max_completion_length=None): set the longest completion that is allowed")
-        self.knobs, self.recipe = hosted(method, knobs or {}, "TRL", args.max_completion_length)
+        rows = rows_to_choose(train_dataset, args, method) if method in CHOOSING else None
+        self.knobs, self.recipe = hosted(method, knobs or {}, "TRL", args.max_completion_length, rows)
         check_settings(args, method, self.knobs)
         args = copy.copy(args)
         args.beta = self.knobs.kl_coef  # makes TRL load and score the reference policy
         self._past = Past()
         self._sizes: list[Norm] = []
         self._rewards: Tensor | None = None
+        self._prompts: Prompts | None = None
+        """What the curriculum chose for the present batch; None where TRL chooses, and in evaluation."""
+        self._choices = 0
         super().__init__(model, reward_funcs, args, train_dataset, **others)
+        self._rows = None if rows is None else self._remove_unused_columns(train_dataset, "Training")
         if self._is_vlm:
             raise UsageError("policydist's TRL trainer trains text models; this one takes images")
         if self.aux_loss_enabled:
@@ -111,7 +120,35 @@ class GRPOTrainer(TrlTrainer):
         self._rewards = super()._calculate_rewards(*given)
         return self._rewards
 
+    def _choose(self, count: int) -> list[dict[str, Any]]:
+        """This process's ``count`` rows of what the recipe's curriculum chooses now.
+
+        Chosen where responses are about to be sampled and not in TRL's data loader, which reads a batch or more ahead:
+        every choice thus knows of all earlier rewards. All processes hold the same statistics and choose alike.
+        """
+        ctx = dataclasses.replace(self._context(self.model, World()), step=self._choices)
+        self._prompts = self.recipe.curriculum.select(ctx)
+        self._choices += 1
+        for name, value in ctx.metrics.items():
+            self._log(name, value)
+        chosen = self._prompts.index.repeat_interleave(self._prompts.samples).tolist()
+        assert self._rows is not None
+        assert len(chosen) == count * self.accelerator.num_processes
+        start = self.accelerator.process_index * count
+        return send_to_device([self._rows[row] for row in chosen[start : start + count]], self.accelerator.device)
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
+    ) -> Any:
+        """TRL's own. vLLM is given every ``num_generations``-th row, which holds no prompt of groups of other sizes."""
+        if self._prompts is not None and bool((self._prompts.samples != num_generations).any()):
+            num_generations = 1
+        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._prompts = None
+        if self._rows is not None and self.model.training:
+            inputs = self._choose(len(inputs))
         output = super()._generate_and_score_completions(inputs)
         everything = self._credit(self._judged(output))
         count, width = output["completion_ids"].shape
@@ -122,20 +159,26 @@ class GRPOTrainer(TrlTrainer):
         return output
 
     def _judged(self, output: dict[str, Any]) -> Rollouts:
-        """All processes' completions with their rewards; rows in TRL's order, groups of consecutive rows."""
+        """All processes' completions with their rewards; rows in TRL's order, groups of consecutive rows. ``index`` is the
+        row of the data set where the curriculum chose it, else the group."""
         device, training = self.accelerator.device, self.model.training
         joined = World(self.accelerator).join(from_trl(output)).to(device)
         assert self._rewards is not None
         row = torch.arange(len(joined), device=device)
         group = row // (self.num_generations if training else self.num_generations_eval)
+        index = group
+        if self._prompts is not None:
+            group = torch.arange(len(self._prompts)).repeat_interleave(self._prompts.samples).to(device)
+            index = self._prompts.index.to(device)[group]
         names = [f"reward/{name}" for name in self.reward_func_names]
         extras = dict(zip(names, self._rewards.unbind(1), strict=True)) | {"row": row}
         rewards = (self._rewards * self.reward_weights.to(device)).nansum(1)
-        return dataclasses.replace(joined, group=group, index=group, rewards=rewards, advantages=None, extras=extras)
+        return dataclasses.replace(joined, group=group, index=index, rewards=rewards, advantages=None, extras=extras)
 
     @torch.no_grad()
     def _credit(self, everything: Rollouts) -> Rollouts:
-        """The recipe's judge and credit over the global batch. Completions without any reward get advantage 0.
+        """The recipe's judge and credit over the global batch, from which its curriculum learns. Completions without any
+        reward get advantage 0 and teach the curriculum nothing.
 
         Raises:
             UsageError: a reward function is silent on some completions, and the method takes its rewards by themselves.
@@ -160,6 +203,8 @@ class GRPOTrainer(TrlTrainer):
                 "does each reward function return a number for each of them?"
             )
         advantages[known] = found.to(advantages)
+        if self.model.training:
+            self.recipe.curriculum.observe(credited, ctx)
         for name, value in ctx.metrics.items():
             self._log(name, value)
         return dataclasses.replace(everything, advantages=advantages)
@@ -236,11 +281,21 @@ class GRPOTrainer(TrlTrainer):
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             (folder / STATE).write_text(json.dumps(dataclasses.asdict(self._past)))
+            if self._rows is not None:
+                state = {"choices": self._choices, "curriculum": self.recipe.curriculum.state_dict()}
+                (folder / CURRICULUM).write_text(json.dumps(state))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (Path(checkpoint) / STATE).is_file():
             self._past = Past(**json.loads((Path(checkpoint) / STATE).read_text()))
+        if checkpoint is not None and self._rows is not None:
+            file = Path(checkpoint) / CURRICULUM
+            if not file.is_file():
+                raise UsageError(f"{checkpoint} has no {CURRICULUM}: it is not from a run whose method chooses prompts")
+            state = json.loads(file.read_text())
+            self._choices = state["choices"]
+            self.recipe.curriculum.load_state_dict(state["curriculum"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,3 +331,16 @@ def check_settings(args: GRPOConfig, method: str, config: LossConfig) -> None:
             raise UsageError(f"GRPOConfig({field.name}={value!r}) would be ignored, {method} decides it: {mend}")
     if method == "dcpo" and args.temperature != 1:
         raise UsageError(f"dcpo tilts the policy at temperature 1, not GRPOConfig(temperature={args.temperature})")
+
+
+def rows_to_choose(data: Any, args: Any, method: str) -> HostedRows:
+    """The data set, and what TRL takes of it a generation batch.
+
+    Raises:
+        UsageError: there are no rows to choose from: no data set, or a stream.
+    """
+    if not isinstance(data, Dataset):
+        raise UsageError(
+            f"{method} chooses among all rows of train_dataset: give it a datasets.Dataset, not {type(data).__name__}"
+        )
+    return HostedRows(data, args.generation_batch_size // args.num_generations, args.num_generations)

@@ -21,21 +21,21 @@ def counts(samples: int | Int[Tensor, " Q"], prompts: int) -> Int[Tensor, " Q"]:
 def row_sources(source: object, column: str | None = None) -> list[str]:
     """Which source each row of a prompt source belongs to.
 
-    For text the rows' ``column``, by default ``source`` if they have it and else ``difficulty``; for a small world what it
-    was made with.
+    For text, or a host's data set, the rows' ``column``, by default ``source`` if they have it and else ``difficulty``; for a
+    small world what it was made with.
 
     Raises:
         UsageError: rows without such a column, or with it empty.
     """
     if isinstance(source, ContextPrompts) and source.sources is not None:
         return list(source.sources)
-    rows = source.rows if isinstance(source, TextPrompts) else ()
+    rows = getattr(source, "rows", ())
     names = [column] if column else ["source", "difficulty"]
     chosen = next((name for name in names if any(row.get(name) is not None for row in rows)), None)
     if chosen is None:
         raise UsageError(
-            f"the task's rows have no column {' or '.join(names)}; mix tasks (task.name=mix:arithmetic,chain,logic) or add "
-            "the column to the file"
+            f"the rows have no column {' or '.join(names)} to tell sources apart: add one or name yours "
+            "(knob column), or mix tasks (task.name=mix:arithmetic,chain,logic)"
         )
     found = [row.get(chosen) for row in rows]
     for number, name in enumerate(found):
