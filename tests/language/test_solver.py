@@ -21,6 +21,7 @@ from policydist.language.worlds.scenes import Shortcut
 
 # --- texts -----------------------------------------------------------------------------------------------------------
 
+ASKED = [{"role": "user", "content": "q"}]
 ROW = {"prompt": "ab;cd\n\nfirst?", "context": "ab;cd", "question": "first?", "answer": "ab"}
 
 
@@ -68,8 +69,6 @@ def test_a_masked_prompt_that_still_holds_the_question_is_refused(tokenizer: Any
     for column in ("context", "question"):
         with pytest.raises(UsageError, match=f"row 0 has no text in column '{column}'"):
             text_source(tokenizer, [{**ROW, column: None}])
-    with pytest.raises(UsageError, match="row 1 has an image, and no policy here reads images"):
-        text_source(tokenizer, [ROW, {**ROW, "image": "plot.png"}])
     with pytest.raises(UsageError, match="must show the Solver"):
         text_source(tokenizer, [ROW], solver_prompt="{context}{question}")
     with pytest.raises(UsageError, match="cannot be filled in"):
@@ -169,7 +168,7 @@ def test_an_endpoint_answers_a_batch_and_is_asked_again_for_what_is_missing(
 
 def test_a_busy_or_garbled_endpoint_is_tried_again(address: str, tokenizer: Any) -> None:
     Served.script = [503, 429, "not json"]
-    assert endpoint(address, tokenizer).complete("q", 2, Sampling(8)) == ["0", "1"]
+    assert endpoint(address, tokenizer).complete(ASKED, 2, Sampling(8)) == ["0", "1"]
     assert len(Served.asked) == 4
 
 
@@ -177,17 +176,17 @@ def test_an_endpoint_that_is_down_slow_or_refuses_ends_the_run_in_words(address:
     with pytest.raises(
         PolicydistError, match=r"the Solver at http://127.0.0.1:9/ \(m\) gave no usable answer in 2 tries of 5 s \(.*"
     ):
-        endpoint("http://127.0.0.1:9/", tokenizer, retries=1).complete("q", 1, Sampling(8))
+        endpoint("http://127.0.0.1:9/", tokenizer, retries=1).complete(ASKED, 1, Sampling(8))
     Served.script = [0.4]
     with pytest.raises(PolicydistError, match=r"gave no usable answer in 1 tries of 0\.1 s \(.*timed out"):
-        endpoint(address, tokenizer, retries=0, timeout=0.1).complete("q", 1, Sampling(8))
+        endpoint(address, tokenizer, retries=0, timeout=0.1).complete(ASKED, 1, Sampling(8))
     Served.script, Served.asked = [401], []
     with pytest.raises(PolicydistError, match=r"refused the request: HTTP 401"):
-        endpoint(address, tokenizer).complete("q", 1, Sampling(8))
+        endpoint(address, tokenizer).complete(ASKED, 1, Sampling(8))
     assert len(Served.asked) == 1  # no use in trying again
     Served.script = ['{"error": "no such model"}']
     with pytest.raises(PolicydistError, match=r"answered without choices: .*no such model"):
-        endpoint(address, tokenizer).complete("q", 1, Sampling(8))
+        endpoint(address, tokenizer).complete(ASKED, 1, Sampling(8))
     for url in ("localhost:80", "file:///etc/passwd"):
         with pytest.raises(UsageError, match="must begin with http"):
             Endpoint(EndpointConfig(url, "m"), tokenizer)

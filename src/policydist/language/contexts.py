@@ -13,13 +13,17 @@ from torch import Tensor
 
 from policydist.errors import UsageError
 from policydist.language import guided
+from policydist.language.images import images_of, pieces
 from policydist.language.judges import decode
 from policydist.language.recipe import Setting
 from policydist.language.types import Prompts, Rollouts
 
 THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 BOXED = re.compile(r"\\boxed\{\s*[^\s}].*\}")
-TAG = re.compile(r"<(/?(?:think|image|img|video|answer)\b[^<>]*)>", re.IGNORECASE)
+TAG = re.compile(
+    r"<(/?(?:think|image|img|video|answer)\b[^<>]*|\|(?:image|vision|video)[^<>|]*\||(?:start|end)_of_image|image_soft_token)>",
+    re.IGNORECASE,
+)
 
 ANALYSIS_PROMPT = (
     "{context}\n\nStudy the material above and write down everything in it that a question about it might need. Reason between "
@@ -77,11 +81,12 @@ def contains(text: str, question: str) -> bool:
 
 @dataclass(frozen=True)
 class ContextText:
-    """The text form of `ContextSource`: the columns ``context`` and ``question`` of a task's rows in two templates.
+    """The text form of `ContextSource`: the columns ``context`` and ``question`` of a task's rows in two templates. A row's
+    images are shown with both, where the context (or the question) marks them, else in front.
 
     Raises:
-        UsageError: for a row without one of the columns, with an image, or whose question stands in the masked prompt; it names
-            the row.
+        UsageError: for a row without one of the columns, whose question stands in the masked prompt, or that marks places for
+            other images than it has; it names the row.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -106,11 +111,11 @@ class ContextText:
                     f"doge: row {number} has no text in column {column!r} (it has {', '.join(map(str, row))}); the question "
                     "must stand apart from its context, so that it can be hidden"
                 )
-        if row.get("image") is not None:
-            raise UsageError(
-                f"doge: row {number} has an image, and no policy here reads images yet; describe it in the context and drop the "
-                "column image"
-            )
+        count = len(images_of(row, f"doge: row {number}"))
+        if count:
+            solving = self.solver_prompt.format(context=row["context"], question=row["question"], analysis="")
+            for name, text in (("analysis", self.analysis(row, self.masked)), ("Solver's", solving)):
+                pieces(text, count, f"doge: the {name} prompt of row {number}")
         if self.masked and contains(self.analysis(row, True), row["question"]):
             raise UsageError(
                 f"doge: the masked prompt of row {number} still holds its question {row['question'][:60]!r}; take it out of "

@@ -60,7 +60,7 @@ class TaskConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """``name``: ``embedded``, a local directory or a Hub name; ``lora_rank`` 0 trains all weights; ``precision`` bf16 runs forward
-    and backward passes under autocast (GPU)."""
+    and backward passes under autocast (GPU); ``freeze_vision`` keeps a vision-language model's image encoder as it is."""
 
     name: str = "embedded"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -68,6 +68,7 @@ class ModelConfig:
     lora_rank: int = 0
     lora_alpha: int = 32
     trust_remote_code: bool = False
+    freeze_vision: bool = False
 
     def __post_init__(self) -> None:
         if self.lora_rank < 0:
@@ -213,7 +214,10 @@ def assemble(config: RunConfig, world: World) -> Parts:
         device = world.accelerator.device if world.accelerator else ("cuda" if torch.cuda.is_available() else "cpu")
     # LoRA and value heads draw their initial weights from the global generator.
     torch.manual_seed(config.train.seed)
-    policy = load_policy(config.model.name, device=device, lora=lora, trust_remote_code=config.model.trust_remote_code)
+    policy = load_policy(
+        config.model.name, device=device, lora=lora, trust_remote_code=config.model.trust_remote_code,
+        freeze_vision=config.model.freeze_vision,
+    )  # fmt: skip
     judge = TaskJudge(task, policy.tokenizer)
     sampling = Sampling(
         max_new_tokens=rollout.max_new_tokens or task.max_new_tokens,

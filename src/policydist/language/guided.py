@@ -138,8 +138,10 @@ def with_question(prompt: str | Sequence[Mapping[str, str]], text: str) -> str |
 
 
 def encode(prompts: Prompts, texts: Sequence[Any], tokenizer: Any) -> Prompts:
-    """The same prompts with the given texts (or chats) as what the policy reads."""
-    ids, mask = encode_prompts([{"prompt": text} for text in texts], tokenizer, ANY_LENGTH)
+    """The same prompts with the given texts (or chats) as what the policy reads, beside their rows' images."""
+    items = prompts.items or [{}] * len(texts)
+    rows = [{**item, "prompt": text} for item, text in zip(items, texts, strict=True)]
+    ids, mask = encode_prompts(rows, tokenizer, ANY_LENGTH)
     return replace(prompts, ids=ids, mask=mask)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError, nearest
+from policydist.language.images import COLUMNS, images_of
 from policydist.language.tasks.base import Grader, Row, Task
 from policydist.language.tasks.rewards import UserReward
 from policydist.language.types import Rollouts
@@ -121,23 +122,35 @@ def encode_prompts(
     """Token ids of the rows' prompts, padded on the left, and the mask of real tokens.
 
     A list of chat messages goes through the tokenizer's chat template, ending where the assistant speaks; a string is
-    taken as it is, or with ``chat_strings`` as a single message of the user.
+    taken as it is, or with ``chat_strings`` as a single message of the user. A vision-language model's tokenizer puts
+    places for the row's images in (`ImageTokenizer`).
 
     Raises:
-        UsageError: for no rows, a prompt of no tokens, one longer than ``max_prompt_tokens``, or a chat template that
-            is absent or refuses the messages; the text names the row.
+        UsageError: for no rows, a prompt of no tokens, one longer than ``max_prompt_tokens``, a chat template that
+            is absent or refuses the messages, an image that the tokenizer cannot read, or one for a model of texts;
+            the text names the row.
     """
     if not rows:
         raise UsageError("there are no prompts to encode")
     pad = pad_id(tokenizer)
-    encoded = [_encode(number, row["prompt"], tokenizer, chat_strings) for number, row in enumerate(rows)]
+    read = getattr(tokenizer, "prompt_ids", None)
+    encoded = [
+        read(row, f"row {number}", chat_strings) if read else _encode(number, row, tokenizer, chat_strings)
+        for number, row in enumerate(rows)
+    ]
     for number, tokens in enumerate(encoded):
         if not tokens:
             raise UsageError(f"the prompt of row {number} has no tokens")
         if len(tokens) > max_prompt_tokens:
+            pictures = images_of(rows[number], f"row {number}")
+            mend = (
+                "set rollout.max_prompt_tokens higher, make its images smaller, "
+                if pictures
+                else "shorten or drop it, "
+            )
             raise UsageError(
-                f"the prompt of row {number} has {len(tokens)} tokens, more than the {max_prompt_tokens} that fit; "
-                "shorten or drop it, or ask for fewer new tokens"
+                f"the prompt of row {number} has {len(tokens)} tokens{' with its images' if pictures else ''}, more than the "
+                f"{max_prompt_tokens} that fit; {mend}or ask for fewer new tokens"
             )
     width = max(map(len, encoded))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded])
@@ -159,7 +172,13 @@ def pad_id(tokenizer: Any) -> int:
     raise UsageError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token")
 
 
-def _encode(number: int, prompt: Any, tokenizer: Any, chat_strings: bool) -> list[int]:
+def _encode(number: int, row: Row, tokenizer: Any, chat_strings: bool) -> list[int]:
+    prompt = row["prompt"]
+    if images_of(row, f"row {number}"):
+        raise UsageError(
+            f"row {number} has an image, but the model reads text only: choose a vision-language model (--model), or drop "
+            f"the column {next(name for name in COLUMNS if row.get(name) is not None)}"
+        )
     if isinstance(prompt, str) and not chat_strings:
         return list(tokenizer(prompt)["input_ids"])
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError
 from policydist.language.guided import given_rows
+from policydist.language.images import MARK, data_url, images_of, pieces
 from policydist.language.judges import pad_id
 from policydist.language.recipe import Context
 from policydist.language.service import Service
@@ -130,7 +131,8 @@ class Endpoint:
 
     def answer(self, prompts: Prompts, sampling: Sampling, ctx: Context) -> Rollouts:
         counts = prompts.samples.tolist()
-        asked = [(item["prompt"], count) for item, count in zip(prompts.items, counts, strict=True)]
+        named = zip(prompts.items, counts, prompts.index.tolist(), strict=True)
+        asked = [(spoken(item, f"row {row}"), count) for item, count, row in named]
         mine = asked[ctx.world.share(len(asked))]
         with ThreadPoolExecutor(self.config.parallel) as pool:
             found = list(pool.map(lambda each: self.complete(each[0], each[1], sampling), mine))
@@ -147,13 +149,12 @@ class Endpoint:
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])[:limit]
         return torch.tensor([*ids, self.tokenizer.eos_token_id])
 
-    def complete(self, prompt: str | Sequence[Mapping[str, str]], count: int, sampling: Sampling) -> list[str]:
-        """``count`` answers to one prompt; servers that give fewer at a time are asked again for the rest."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    def complete(self, messages: Sequence[Mapping[str, Any]], count: int, sampling: Sampling) -> list[str]:
+        """``count`` answers to one chat; servers that give fewer at a time are asked again for the rest."""
         texts: list[str] = []
         while len(texts) < count:
             body = {
-                "model": self.config.model, "messages": messages, "n": count - len(texts),
+                "model": self.config.model, "messages": list(messages), "n": count - len(texts),
                 "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens,
             }  # fmt: skip
             texts += self.texts_of(self.service.post(body))
@@ -175,3 +176,32 @@ class Endpoint:
 
     def named(self) -> str:
         return f"the Solver at {self.config.url} ({self.config.model})"
+
+
+def spoken(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """A row's prompt as the messages of a chat completion; its images become data URLs in parts of their own, where the text
+    marks them, else before the last words of the user.
+
+    Raises:
+        UsageError: naming ``where``, for an image that cannot be read, or marks that do not match the images.
+    """
+    prompt, held = row["prompt"], images_of(row, where)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+    if not held:
+        return messages
+    marked = [turn["content"].count(MARK) for turn in messages]
+    if not any(marked):
+        last = max((n for n, turn in enumerate(messages) if turn["role"] == "user"), default=len(messages) - 1)
+        marked[last] = len(held)
+    elif sum(marked) != len(held):
+        pieces("".join(turn["content"] for turn in messages), len(held), where)
+    urls = iter([data_url(image, where) for image in held])
+    for turn, count in zip(messages, marked, strict=True):
+        if count:
+            texts = pieces(turn["content"], count, where)
+            shown = [{"type": "image_url", "image_url": {"url": next(urls)}} for _ in texts[1:]]
+            words = [[{"type": "text", "text": text}] if text else [] for text in texts]
+            turn["content"] = words[0] + [
+                part for url, word in zip(shown, words[1:], strict=True) for part in (url, *word)
+            ]
+    return messages

@@ -62,7 +62,7 @@ def adopt(model: Any) -> bool:
         with torch.no_grad():
             expected = _trial(model)
             config._attn_implementation = NAME
-            if torch.allclose(_trial(model, packed=True), expected, rtol=0.0, atol=_tolerance(expected)):
+            if torch.allclose(_trial(model, packed=True), expected, rtol=0.0, atol=tolerance(expected)):
                 return True
     except (TypeError, ValueError, RuntimeError, AttributeError):
         # An architecture that cannot even run this way takes the ordinary path.
@@ -71,7 +71,7 @@ def adopt(model: Any) -> bool:
     return False
 
 
-def _tolerance(logits: Tensor) -> float:
+def tolerance(logits: Tensor) -> float:
     scale = float(logits.abs().max())
     return scale * (1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2)
 

@@ -3,7 +3,7 @@ dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from policydist.language.policies.attention import Call, Plan, dense
 from policydist.language.policies.packing import Packed, pack_prompts
+from policydist.language.policies.plain import Sight
 from policydist.language.types import Prompts
 
-Run = Callable[[Tensor, Tensor, Plan, Tensor | int], Tensor]
-"""``run(ids, positions, plan, logits_to_keep)``: logits."""
+Run = Callable[[Tensor, Tensor, Plan, Tensor | int, Mapping[str, Tensor]], Tensor]
+"""``run(ids, positions, plan, logits_to_keep, further inputs)``: logits."""
 
 BLOCK = 32
 """Columns by which the cache grows: short responses never pay for the longest one allowed."""
@@ -113,8 +114,11 @@ def spread(prefill: Prefill, lengths: Int[Tensor, " Q"], owner: Int[Tensor, " M"
 class CachedDecoder:
     """A `generation.Decoder` around a causal language model whose attention follows a plan."""
 
-    def __init__(self, run: Run, prompts: Prompts, owner: Int[Tensor, " M"], room: int) -> None:
-        self.run, self.owner, self.room = run, owner, room
+    def __init__(
+        self, run: Run, prompts: Prompts, owner: Int[Tensor, " M"], room: int, sight: Sight | None = None
+    ) -> None:
+        self.run, self.owner, self.room, self.sight = run, owner, room, sight or Sight()
+        self.mask = prompts.mask
         self.lengths = prompts.mask.sum(1)
         self.ids = prompts.ids[prompts.mask]
 
@@ -122,14 +126,17 @@ class CachedDecoder:
         """One packed pass over the prompts, then a cache row for every response."""
         packed, positions = pack_prompts(self.lengths)
         prefill = Prefill(packed)
-        logits = self.run(self.ids[None], positions[None], prefill, self.lengths.cumsum(0) - 1)[0]
+        places = positions[None] if self.sight.positions is None else self.sight.positions[:, self.mask][:, None]
+        ends = self.lengths.cumsum(0) - 1
+        logits = self.run(self.ids[None], places, prefill, ends, self.sight.inputs)[0]
         self.cache = spread(prefill, self.lengths, self.owner, self.room)
-        self.position = self.lengths[self.owner]
+        start = self.lengths if self.sight.shift is None else self.lengths + self.sight.shift
+        self.position = start[self.owner]
         return logits[self.owner]
 
     def next(self, ids: Tensor) -> Tensor:
         """One token for every row."""
-        logits = self.run(ids[:, None], self.position[:, None], self.cache, 0)[:, -1]
+        logits = self.run(ids[:, None], self.position[:, None], self.cache, 0, {})[:, -1]
         self.cache.advance()
         self.position = self.position + 1
         return logits

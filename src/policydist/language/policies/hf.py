@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from policydist.errors import PolicydistError, UsageError
@@ -15,7 +15,7 @@ from policydist.language.generation import Decoder, decode
 from policydist.language.policies import attention
 from policydist.language.policies.cache import CachedDecoder
 from policydist.language.policies.packing import Pack, pack
-from policydist.language.policies.plain import PlainDecoder, plain_pack
+from policydist.language.policies.plain import PlainDecoder, Sight, inputs_of, plain_pack
 from policydist.language.types import Generation, Prompts, Rollouts, Sampling, Scores, TokenTerms
 
 if TYPE_CHECKING:
@@ -39,11 +39,14 @@ class LanguageModule(nn.Module):
         self.model: Any = model
         self.config: Any = model.config.get_text_config()
         self.value_head: nn.Linear | None = None
+        self.cuts_logits = "logits_to_keep" in inputs_of(model)
         silence_dropout(model)
 
-    def run(self, ids: Tensor, positions: Tensor, plan: attention.Plan, keep: Tensor | int) -> Tensor:
-        """Logits at ``keep`` under an attention plan. The mask is a placeholder: the plan alone decides who sees
-        whom."""
+    def run(
+        self, ids: Tensor, positions: Tensor, plan: attention.Plan, keep: Tensor | int, inputs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Logits at ``keep`` under an attention plan, with whatever ``inputs`` the model takes besides. The mask is a
+        placeholder: the plan alone decides who sees whom."""
         if self.config._attn_implementation != attention.NAME:
             raise PolicydistError(
                 f"the model's attention was switched to {self.config._attn_implementation!r} after the policy was made "
@@ -57,6 +60,7 @@ class LanguageModule(nn.Module):
             use_cache=False,
             logits_to_keep=keep,
             plan=plan,
+            **inputs,
         )
         logits: Tensor = out.logits
         return logits
@@ -78,10 +82,14 @@ class LanguageModule(nn.Module):
     ) -> dict[str, Tensor]:
         with _HeadInput(self.model) as head:
             if item.plan is None or item.positions is None:
-                logits = self.model(input_ids=item.ids, attention_mask=item.mask, use_cache=False).logits
-                logits = logits.flatten(0, 1)[item.keep].float()
+                options = {"logits_to_keep": item.last} if self.cuts_logits else {}
+                out = self.model(
+                    input_ids=item.ids, attention_mask=item.mask, use_cache=False, **options, **item.inputs
+                )
+                logits = out.logits[:, -item.last :].flatten(0, 1)[item.keep].float()
             else:
-                logits = self.run(item.ids[None], item.positions[None], item.plan, item.keep)[0].float()
+                places = item.positions.unsqueeze(-2)
+                logits = self.run(item.ids[None], places, item.plan, item.keep, item.inputs)[0].float()
         found = {"logprobs": _chosen(logits, item)}
         for tilt in tilts:
             found[f"tilt {tilt}"] = _chosen(logits / tilt, item)
@@ -90,7 +98,8 @@ class LanguageModule(nn.Module):
             found["entropy"] = -(logprobs.exp() * logprobs).sum(-1)[item.source]
         if values:
             assert self.value_head is not None
-            hidden = head.hidden.flatten(0, -2)
+            hidden = head.hidden if item.plan is not None else head.hidden[:, -item.last :]
+            hidden = hidden.flatten(0, -2)
             hidden = hidden[item.keep] if item.plan is None else hidden
             found["values"] = self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()[item.source]
         if terms is not None:
@@ -197,10 +206,23 @@ class TransformersPolicy:
             )
 
     def _decoder(self, prompts: Prompts, asked: Int[Tensor, " Q"], owner: Int[Tensor, " M"], room: int) -> Decoder:
-        some = Prompts(prompts.ids[asked].to(self.device), prompts.mask[asked].to(self.device), asked, asked)
+        width = int(prompts.mask[asked].sum(1).max()) if len(asked) else 0
+        ids, mask = (tensor[asked, -width:].to(self.device) for tensor in (prompts.ids, prompts.mask))
+        some = Prompts(ids, mask, asked, asked)
+        sight = self._sight(ids, mask, [prompts.items[q] for q in asked.tolist()] if prompts.items else ())
         if self.packing:
-            return CachedDecoder(self.core.run, some, owner, room)
-        return PlainDecoder(self.model, some, owner)
+            return CachedDecoder(self.core.run, some, owner, room, sight)
+        return PlainDecoder(self.model, some, owner, sight)
+
+    def _sight(
+        self, ids: Int[Tensor, "Q P"], mask: Bool[Tensor, "Q P"], items: Sequence[Mapping[str, Any]]
+    ) -> Sight | None:
+        """What the model takes beside the tokens of these prompts: of a text, nothing."""
+        return None
+
+    def _packs(self, rollouts: Rollouts) -> Iterator[Pack]:
+        """The passes that score the rollouts."""
+        return (pack if self.packing else plain_pack)(rollouts, self.pass_tokens)
 
     def score(
         self,
@@ -219,7 +241,7 @@ class TransformersPolicy:
         if values and self.core.value_head is None:
             raise UsageError("this policy has no value head: call add_value_head() before training")
         shape = rollouts.response_ids.shape
-        packs = list((pack if self.packing else plain_pack)(rollouts, self.pass_tokens))
+        packs = list(self._packs(rollouts))
         if not packs:
             empty = torch.zeros(shape, device=rollouts.response_ids.device)
             return Scores(empty, empty if entropy else None, dict.fromkeys(tilts, empty), empty if values else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ import torch
 
 from policydist.errors import UsageError
 from policydist.language.policies.hf import VALUE_HEAD, TransformersPolicy
+from policydist.language.policies.processors import freeze, language_layers, load_processor, vision_config
+from policydist.language.policies.vision import VisionPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = {"embedded": "path", "embedded-search": "search_path"}
+EMBEDDED = {"embedded": "path", "embedded-search": "search_path", "embedded-vision": "vision_path"}
 """The models that come with the package, by name."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -37,31 +39,41 @@ def load_policy(
     lora: Lora | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    freeze_vision: bool = False,
 ) -> TransformersPolicy:
-    """A policy from ``"embedded"`` or ``"embedded-search"``, a local Hugging Face directory, or the name of a model on the Hub.
+    """A policy from the package (`EMBEDDED`), a local Hugging Face directory, or the name of a model on the Hub.
 
-    A directory that holds a LoRA adapter is loaded as its base model with the adapter, which stays trainable. Asking
-    for an ``attn_implementation`` other than sdpa or eager turns packing off.
+    A model that transformers knows as one of images and text becomes a `VisionPolicy`; ``freeze_vision`` keeps its image
+    encoder as it is. A directory that holds a LoRA adapter is loaded as its base model with the adapter, which stays
+    trainable. Asking for an ``attn_implementation`` other than sdpa or eager turns packing off.
 
     Raises:
-        UsageError: if there is no such model, no tokenizer beside it, or the two do not fit together.
+        UsageError: if there is no such model, no tokenizer (or processor) beside it, or the two do not fit together.
     """
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     source = _source(name_or_path)
     adapter = _adapter_base(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    config = vision_config(adapter or source, options)
+    sees = config is not None
+    if freeze_vision and not sees:
+        raise UsageError(f"model.freeze_vision is set, but {name_or_path} has no image encoder; leave it out")
     tokenizer = _tokenizer(source, options)
+    processor: Any = load_processor(source, config, tokenizer, options) if sees else None
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    model: Any = _model(adapter or source, options | {"dtype": DTYPES[dtype]})
+    model: Any = _model(adapter or source, options | {"dtype": DTYPES[dtype]}, sees)
+    if freeze_vision:
+        freeze(model)
     if adapter:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, source, is_trainable=True)
     if lora is not None:
-        model = _with_lora(model, lora)
-    policy = TransformersPolicy(model.to(device), tokenizer)
+        model = _with_lora(model, replace(lora, targets=language_layers(model)) if sees else lora)
+    model = model.to(device)
+    policy = VisionPolicy(model, processor) if sees else TransformersPolicy(model, tokenizer)
     _load_value_head(policy, Path(source) / VALUE_HEAD)
     return policy
 
@@ -114,13 +126,15 @@ def _general_tokenizer(directory: Path) -> bool:
     return named in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
-def _model(source: str, options: dict[str, Any]) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _model(source: str, options: dict[str, Any], sees: bool) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    kind = "vision-language" if sees else "causal language"
     try:
-        return AutoModelForCausalLM.from_pretrained(source, **options)
+        return loader.from_pretrained(source, **options)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise UsageError(f"cannot load a causal language model from {source}: {_first_line(error)}") from error
+        raise UsageError(f"cannot load a {kind} model from {source}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,8 +9,8 @@ back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -111,26 +111,34 @@ class Pack:
 
     ``keep`` [K] flat positions whose next-token distribution is needed; ``source`` [R] the row of ``keep`` that
     predicts response token r, ``target`` [R] its id, ``place`` [R] its place in the flattened [N, T] result. Without
-    a plan the tokens are an ordinary right-padded batch with ``mask``.
+    a plan the tokens are an ordinary right-padded batch with ``mask``, and the model gives logits of the last ``last``
+    columns only (0: of all), which ``keep`` counts in. ``rows``: the rollouts whose prompts these are (without a plan:
+    whose tokens); ``owner`` [L] the prompt of each token; ``inputs`` what the model takes besides.
     """
 
     ids: Int[Tensor, " L"] | Int[Tensor, "B W"]
-    positions: Int[Tensor, " L"] | None
+    positions: Int[Tensor, " L"] | Int[Tensor, "3 L"] | None
     plan: Packed | None
     keep: Int[Tensor, " K"]
     source: Int[Tensor, " R"]
     target: Int[Tensor, " R"]
     place: Int[Tensor, " R"]
+    rows: tuple[int, ...]
+    owner: Int[Tensor, " L"] | None = None
     mask: Int[Tensor, "B W"] | None = None
+    last: int = 0
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def pack(rollouts: Rollouts, max_tokens: int) -> Iterator[Pack]:
+def pack(rollouts: Rollouts, max_tokens: int, seen: Sequence[Hashable] = ()) -> Iterator[Pack]:
     """Lay rollouts out in passes of about ``max_tokens`` flat tokens; the responses to one prompt stay together
-    unless they alone exceed it. Responses without tokens are left out."""
+    unless they alone exceed it. Responses without tokens are left out. ``seen``: what each row's prompt shows besides
+    its tokens; prompts are the same only if that is too."""
     prompt_ids, prompt_mask = _numpy(rollouts.prompt_ids), _numpy(rollouts.prompt_mask)
     response_ids, lengths = _numpy(rollouts.response_ids), _numpy(rollouts.lengths)
-    keys = [ids[mask].tobytes() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
-    groups: dict[bytes, list[int]] = {}
+    texts = [ids[mask].tobytes() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
+    keys: list[Hashable] = list(zip(texts, seen, strict=True)) if seen else list(texts)
+    groups: dict[Hashable, list[int]] = {}
     for row in np.argsort(-lengths, kind="stable").tolist():
         if lengths[row]:
             groups.setdefault(keys[row], []).append(row)
@@ -207,6 +215,8 @@ def _pack_chunk(
         source=move(source),
         target=move(response_ids[rows[row], step]),
         place=move(rows[row] * response_ids.shape[1] + step),
+        rows=tuple(group[0] for group in groups),
+        owner=move(np.concatenate([np.repeat(np.arange(len(prompts)), before), owner[row_of]])),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from policydist.errors import UsageError, nearest
+from policydist.language.images import COLUMNS, MARK, located
 from policydist.language.tasks.base import Row
 
 
@@ -94,7 +95,7 @@ def demonstration(record: Mapping[str, Any], columns: Columns, where: str) -> Ma
 
 
 def check_prompt(prompt: Any, where: str) -> str | list[dict[str, str]]:
-    """A prompt that is a text, or a list of chat messages with a role and a text each.
+    """A prompt that is a text, or a list of chat messages with a role and a text (or parts: texts and images) each.
 
     Raises:
         UsageError: naming ``where`` and what is wrong.
@@ -105,11 +106,21 @@ def check_prompt(prompt: Any, where: str) -> str | list[dict[str, str]]:
         return prompt
     if not isinstance(prompt, list) or not prompt:
         raise UsageError(f"{where}: the prompt is {_kind(prompt)}; it must be a text or a list of chat messages")
+    prompt = [_flat(message) for message in prompt]
     for number, message in enumerate(prompt, 1):
         texts = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         if not texts:
             raise UsageError(f"{where}: chat message {number} needs a role and a content, both texts")
     return [{"role": message["role"], "content": message["content"]} for message in prompt]
+
+
+def _flat(message: Any) -> Any:
+    """A message whose content comes in parts as one with a text, in which an image's part is a mark."""
+    parts = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+        return message
+    found = [MARK if part.get("type") == "image" else part.get("text") for part in parts]
+    return {**message, "content": "".join(found)} if all(isinstance(text, str) for text in found) else message
 
 
 def read_jsonl(path: Path, columns: Columns) -> list[Row]:
@@ -135,7 +146,7 @@ def read_jsonl(path: Path, columns: Columns) -> list[Row]:
             continue
         if not isinstance(record, dict):
             raise UsageError(f"{where}: a row must be a JSON object, not {_kind(record)}")
-        rows.append(columns.row(record, where))
+        rows.append(located(columns.row(record, where), path.parent, where))
     return _filled(rows, str(path))
 
 
@@ -153,7 +164,7 @@ def read_parquet(path: Path, columns: Columns) -> list[Row]:
         records = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{path}: not a readable Parquet file: {_first_line(error)}") from error
-    return _numbered(records, columns, str(path))
+    return _numbered(records, columns, str(path), path.parent)
 
 
 HUB_OPTIONS = ("revision", "cache_dir", "data_dir", "data_files")
@@ -191,7 +202,7 @@ def read_hub(spec: str, columns: Columns, options: Mapping[str, Any]) -> tuple[l
     for split in names:
         if split not in loaded:
             raise UsageError(f"hub:{spec}: no split {split!r}: {nearest(split, map(str, loaded))}")
-    parts = [_numbered(loaded[split], columns, f"hub:{address}@{split}") for split in names]
+    parts = [_numbered(_undecoded(loaded[split]), columns, f"hub:{address}@{split}") for split in names]
     return parts[0], parts[1] if len(parts) == 2 else None
 
 
@@ -201,8 +212,24 @@ def _default_splits(loaded: Mapping[str, Any], spec: str) -> list[str]:
     return ["train", *[split for split in ("test", "validation") if split in loaded][:1]]
 
 
-def _numbered(records: Iterable[Mapping[str, Any]], columns: Columns, source: str) -> list[Row]:
-    return _filled([columns.row(record, f"{source} row {number}") for number, record in enumerate(records, 1)], source)
+def _numbered(
+    records: Iterable[Mapping[str, Any]], columns: Columns, source: str, folder: Path | None = None
+) -> list[Row]:
+    named = ((record, f"{source} row {number}") for number, record in enumerate(records, 1))
+    return _filled([located(columns.row(record, where), folder, where) for record, where in named], source)
+
+
+def _undecoded(data: Any) -> Any:
+    """A Hub data set whose images stay the files that they are: thousands of them fit into memory so."""
+    import datasets
+
+    for name in COLUMNS:
+        held = data.features.get(name)
+        if isinstance(held, datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(getattr(held, "feature", None), datasets.Image):
+            data = data.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    return data
 
 
 def _filled(rows: list[Row], source: str) -> list[Row]:
