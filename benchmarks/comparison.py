@@ -29,9 +29,7 @@ HERE = Path(__file__).resolve().parent
 KEPT, DOCS = HERE / "comparison", HERE.parent / "docs"
 SEEDS, TUNING_SEED, RATES = 8, 100, (3e-4, 1e-3, 3e-3)
 
-PAPERS = (
-    "bnpo", "aepo", "dcpo", "vade", "knapsack", "dump", "herl", "icpo", "calibrl", "brpo", "otr", "subnetworks"
-)  # fmt: skip
+PAPERS = ("bnpo", "aepo", "dcpo", "vade", "knapsack", "dump", "herl", "icpo", "calibrl", "brpo", "otr")
 BASELINES = (
     "grpo", "reinforce", "reinforce_pp", "rloo", "remax", "ppo", "dr_grpo", "gspo", "dapo", "luffy", "grpo_sft", "rft",
     "sft", "dft",
@@ -55,10 +53,10 @@ class Plan:
 
 
 PLANS = {
-    "arithmetic": Plan((), tokens=80_000, seconds=9.0, steps=24),
-    "multi": Plan(("task.options.rubric=true",), tokens=40_000, seconds=7.0, steps=36),
+    "arithmetic": Plan((), tokens=60_000, seconds=6.5, steps=18),
+    "multi": Plan(("task.options.rubric=true",), tokens=30_000, seconds=5.0, steps=27),
 }
-COMMON = ("eval.rows=256", "eval.samples=4", "train.eval_every=1000000", "train.steps=100000")
+COMMON = ("task.train_size=256", "eval.rows=256", "eval.samples=4", "train.eval_every=1000000", "train.steps=100000")
 OWN: Mapping[str, tuple[str, ...]] = {
     "herl": ('knobs.template="{unmet},{met}:"',),
     "icpo": ('knobs.example="{answer}"', 'knobs.question="{question}"'),
