@@ -19,8 +19,8 @@ from test_trl import LENGTH, RATE, Watched, settings  # noqa: E402
 from trl.trainer.grpo_trainer import GRPOTrainer as TrlTrainer  # noqa: E402
 
 from policydist.errors import UsageError  # noqa: E402
-from policydist.integrations.hosting import keep_rewards  # noqa: E402
-from policydist.integrations.trl import CURRICULUM, GRPOTrainer  # noqa: E402
+from policydist.integrations.hosting import CURRICULUM, keep_rewards  # noqa: E402
+from policydist.integrations.trl import GRPOTrainer  # noqa: E402
 from policydist.language import methods  # noqa: E402
 from policydist.language.policies.hf import TransformersPolicy  # noqa: E402
 from policydist.language.prompts import ContextPrompts  # noqa: E402

@@ -42,6 +42,8 @@ NEEDS = {
 """What those methods need that a host, which samples by itself and trains one language model, does not give."""
 CHOOSING = ("dump", "knapsack", "vade")
 """Methods that need nothing but to choose rows of the data set, which a host may let them (`HostedRows`)."""
+CURRICULUM = "policydist_curriculum.json"
+"""The file of a host's checkpoint that holds what their curriculum has learnt."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policydist.errors import MissingExtraError, PolicydistError, UsageError
-from policydist.integrations.hosting import CHOOSING, HostedRows, hosted
+from policydist.integrations.hosting import CHOOSING, CURRICULUM, HostedRows, hosted
 from policydist.language.objectives import LossConfig
 from policydist.language.recipe import Context, Norm
 from policydist.language.types import Prompts, Rollouts
@@ -60,7 +60,7 @@ DECIDED = {
     "use_bias_correction_kl": None,
 }
 """Settings of GRPOConfig that the method decides, and the knob to set instead, if there is one."""
-STATE, CURRICULUM = "policydist_state.json", "policydist_curriculum.json"
+STATE = "policydist_state.json"
 
 
 class GRPOTrainer(TrlTrainer):

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from policydist.errors import MissingExtraError, UsageError
@@ -37,6 +37,10 @@ except ModuleNotFoundError as absent:
     raise MissingExtraError("verl", "verl") from None
 
 ESTIMATORS = ("bnpo", "dr_grpo", "grpo", "reinforce", "reinforce_pp", "rloo")
+CHOICE = (
+    "its advantage is policydist_grpo's; its choice of prompts is trainer.v1.trainer_mode=policydist_{} "
+    "(with VERL_USE_EXTERNAL_MODULES=policydist.integrations.verl_trainer)"
+)
 REFUSED: Mapping[str, str] = MappingProxyType(
     {method: f"it needs {what}" for method, what in NEEDS.items()}
     | {
@@ -45,11 +49,15 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "dcpo": "it needs the previous update's entropy and log-probabilities at a second temperature, and verl hands an "
         "estimator rewards, mask and uid only. A trainer of your own can compute it with policydist.functional",
         "dft": "it imitates data and has no rewards",
+        "dump": CHOICE.format("dump"),
         "gspo": "its advantage is policydist_grpo's; the rest is policy_loss.loss_mode=policydist_gspo",
+        "knapsack": "it gives prompts unequal numbers of responses; verl asks for rollout.n of every row and tells "
+        "groups by a uid of its own for each row",
         "otr": "it imitates data and has no rewards",
         "ppo": "verl brings its own critic: adv_estimator=gae",
         "remax": "verl brings its own greedy baseline: adv_estimator=remax",
         "sft": "it imitates data and has no rewards: verl's SFT trainer",
+        "vade": CHOICE.format("vade"),
     }
 )
 """Methods that no advantage estimator of verl can express, and why."""
@@ -131,22 +139,34 @@ class Estimator:
         _, recipe = hosted(self.method, knobs_of(self.method, config), "verl", 1)
         mask = response_mask.bool()
         group = group_of(index).to(mask.device)
-        nothing = mask.new_zeros(len(mask), 0)
-        rollouts = Rollouts(
-            prompt_ids=nothing.long(),
-            prompt_mask=nothing,
-            response_ids=torch.zeros_like(mask, dtype=torch.long),
-            response_attention=mask,
-            response_mask=mask,
-            group=group,
-            index=group,
-            behavior_logprobs=torch.full(mask.shape, torch.nan, device=mask.device),
-            rewards=token_level_rewards.sum(1),
-            token_rewards=token_level_rewards,
-        )
+        rollouts = outcomes(token_level_rewards, mask, group, group)
         advantages = recipe.credit(rollouts, Context(Blind(), seed=0)).advantages
         assert advantages is not None
         return advantages, advantages
+
+
+def outcomes(
+    token_rewards: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    group: Int[Tensor, " N"],
+    index: Int[Tensor, " N"],
+    advantages: Float[Tensor, "N T"] | None = None,
+) -> Rollouts:
+    """What verl tells of its responses, as rollouts; their texts stay with verl."""
+    nothing = mask.new_zeros(len(mask), 0)
+    return Rollouts(
+        prompt_ids=nothing.long(),
+        prompt_mask=nothing,
+        response_ids=torch.zeros_like(mask, dtype=torch.long),
+        response_attention=mask,
+        response_mask=mask,
+        group=group,
+        index=index,
+        behavior_logprobs=torch.full(mask.shape, torch.nan, device=mask.device),
+        rewards=token_rewards.sum(1),
+        token_rewards=token_rewards,
+        advantages=advantages,
+    )
 
 
 @dataclass(frozen=True)
