@@ -10,6 +10,11 @@ def has_digit(completions: list[str], **columns: Any) -> list[float]:
     return [float(any(letter in "01234" for letter in text)) for text in completions]
 
 
+def even(completions: list[str], **columns: Any) -> list[float]:
+    """1 for a response of an even number of characters."""
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
 def raises(completions: list[str], **columns: Any) -> list[float]:
     raise ValueError("no teacher today")
 

@@ -143,12 +143,14 @@ class TransformersPolicy:
         UsageError: if the tokenizer has no token that could pad or end a response, or knows more tokens than the model.
     """
 
+    module_type: type[LanguageModule] = LanguageModule
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         check_vocabulary(model, tokenizer)
         self.tokenizer = tokenizer
         self.ends = end_tokens(model, tokenizer)
         self.pad = pad_token(tokenizer, self.ends)
-        self.core = LanguageModule(model)
+        self.core = self.module_type(model)
         self.module: nn.Module = self.core
         self.packing = attention.adopt(model)
         self.pass_tokens = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])

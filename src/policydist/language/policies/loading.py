@@ -55,11 +55,11 @@ def load_policy(
     source = _source(name_or_path)
     adapter = _adapter_base(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    tokenizer = _tokenizer(source, options)
     config = vision_config(adapter or source, options)
     sees = config is not None
     if freeze_vision and not sees:
         raise UsageError(f"model.freeze_vision is set, but {name_or_path} has no image encoder; leave it out")
-    tokenizer = _tokenizer(source, options)
     processor: Any = load_processor(source, config, tokenizer, options) if sees else None
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from policydist.errors import PolicydistError
+from policydist.errors import PolicydistError, UsageError
 from policydist.language.images import MARK, fingerprint, images_of
 from policydist.language.policies import attention
-from policydist.language.policies.hf import TransformersPolicy
+from policydist.language.policies.hf import LanguageModule, TransformersPolicy
 from policydist.language.policies.packing import Pack, pack, pack_prompts
-from policydist.language.policies.plain import Sight, plain_pack
+from policydist.language.policies.plain import PlainDecoder, Sight, plain_pack
 from policydist.language.policies.processing import ImageTokenizer
-from policydist.language.types import Rollouts
+from policydist.language.types import Prompts, Rollouts
 from policydist.runs.seeds import numpy_generator
 
 if TYPE_CHECKING:
@@ -29,13 +29,29 @@ NEVER = -1e4
 """Logit of a token that is never said: its probability is zero in every precision, and its product with it too."""
 
 
+class VisionModule(LanguageModule):
+    """With several processes every parameter must take part in every pass, image encoders too where there is no image."""
+
+    def forward(self, *args: Any, **options: Any) -> dict[str, Tensor]:
+        found = super().forward(*args, **options)
+        if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
+            idle = [parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
+            found["logprobs"] = found["logprobs"] + torch.stack(idle).sum()
+        return found
+
+
 class VisionPolicy(TransformersPolicy):
     """A vision-language model and its processor: its prompts' images come from their rows (`policydist.language.images`).
 
     Each prompt's images pass through the image encoder once a pass, however many responses it has, where the language part
     can be packed (a trial with an image decides); elsewhere once a response when scored. Image tokens are never sampled, and
     have no probability for the scorer either.
+
+    Raises:
+        UsageError: as `TransformersPolicy`; and if the processor does not fit the model, or sampling and scoring cannot agree.
     """
+
+    module_type = VisionModule
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.reader = ImageTokenizer(processor, model)
@@ -43,8 +59,15 @@ class VisionPolicy(TransformersPolicy):
         before = config._attn_implementation
         super().__init__(model, self.reader)  # type: ignore[arg-type]
         model.get_output_embeddings().register_forward_hook(_Never(self.reader.placeholders))
-        if self.packing and not self._packs_images():
+        # A trial might not show that image tokens see each other: such models say so, by what they take or are set to.
+        mutual = "token_type_ids" in self.reader.names or bool(getattr(config, "use_bidirectional_attention", None))
+        if self.packing and (mutual or not self._packs_images()):
             self.packing, config._attn_implementation = False, before
+        if not self.packing and not self._agrees():
+            raise UsageError(
+                f"{type(model).__name__} gives a text other probabilities when it is sampled than when it is scored (its prompts "
+                "are read in both directions): it cannot be trained here"
+            )
 
     def _sight(self, ids: Int[Tensor, "Q P"], mask: Bool[Tensor, "Q P"], items: Sequence[Mapping[str, Any]]) -> Sight:
         """The images of the sequences' rows, in order, and the positions that the model gives tokens around them."""
@@ -91,27 +114,48 @@ class VisionPolicy(TransformersPolicy):
 
     @torch.no_grad()
     def _packs_images(self) -> bool:
-        """Whether a packed pass over an image gives what an ordinary one does: not where image tokens see each other."""
+        """Whether a packed pass over an image gives what an ordinary one does."""
+        row, ids, mask = self._trial()
+        self.packing = False
+        expected = self._logits(ids, mask, row)
+        self.packing = True
+        sight = self._sight(ids, mask, [row])
+        plan, counted = pack_prompts(mask.sum(1))
+        places = counted[None] if sight.positions is None else sight.positions
+        try:
+            found = self.core.run(ids, places, plan, torch.arange(ids.shape[1], device=self.device), sight.inputs)[0]
+        except (TypeError, ValueError, RuntimeError, AttributeError):  # see `attention.adopt`
+            return False
+        return torch.allclose(found, expected, rtol=0.0, atol=attention.tolerance(expected))
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether token by token, as it is sampled, a text has the probabilities that it has in one pass, as it is scored."""
+        row, ids, mask = self._trial()
+        start = Prompts(ids[:, :-2], mask[:, :-2], torch.ones(1), torch.zeros(1, dtype=torch.long), (row,))
+        owner = torch.zeros(1, dtype=torch.long, device=self.device)
+        decoder = PlainDecoder(self.model, start, owner, self._sight(start.ids, start.mask, [row]))
+        found = torch.cat([decoder.first(), decoder.next(ids[:, -2]), decoder.next(ids[:, -1])])
+        expected = self._logits(ids, mask, row)[-3:]
+        return torch.allclose(found, expected, rtol=0.0, atol=attention.tolerance(expected))
+
+    def _trial(self) -> tuple[Mapping[str, Any], Tensor, Tensor]:
+        """An image of noise, and its tokens with three more behind them."""
         from PIL import Image
 
         noise = numpy_generator(0, "trial image").integers(0, 256, (64, 64, 3), dtype=np.uint8)
         row = {"prompt": MARK, "image": Image.fromarray(noise)}
-        ids = torch.tensor([self.reader.prompt_ids(row, "the trial")], device=self.device)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        plan, counted = pack_prompts(mask.sum(1))
-        self.packing = False
+        known = [token for token in range(3 + len(self.reader.placeholders)) if token not in self.reader.placeholders]
+        ids = torch.tensor([[*self.reader.prompt_ids(row, "the trial"), *known[:3]]], device=self.device)
+        return row, ids, torch.ones_like(ids, dtype=torch.bool)
+
+    def _logits(self, ids: Tensor, mask: Tensor, row: Mapping[str, Any]) -> Tensor:
+        """Of one sequence, in an ordinary pass."""
         sight = self._sight(ids, mask, [row])
         own = {} if sight.positions is None else {"position_ids": sight.positions}
-        expected = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **own, **sight.inputs).logits[
-            0
-        ]
-        self.packing = True
-        inputs, places = self._sight(ids, mask, [row]).inputs, own.get("position_ids", counted[None])
-        try:
-            found = self.core.run(ids, places, plan, torch.arange(ids.shape[1], device=self.device), inputs)[0]
-        except (TypeError, ValueError, RuntimeError, AttributeError):  # see `attention.adopt`
-            return False
-        return torch.allclose(found, expected, rtol=0.0, atol=attention.tolerance(expected))
+        out = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **own, **sight.inputs)
+        logits: Tensor = out.logits[0]
+        return logits
 
 
 class _Never:
