@@ -11,15 +11,15 @@ import pytest
 from policydist.errors import MissingExtraError
 
 
-@pytest.mark.parametrize("engine", ["trl", "verl"])
-def test_an_absent_engine_names_the_pip_command(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "engine"), [("trl", "trl"), ("verl", "verl"), ("verl_trainer", "verl")])
+def test_an_absent_engine_names_the_pip_command(module: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = {name for name in sys.modules if name.split(".")[0] == engine}
     for name in absent:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, f"policydist.integrations.{engine}", raising=False)
+    monkeypatch.delitem(sys.modules, f"policydist.integrations.{module}", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Hidden(engine), *sys.meta_path])
     with pytest.raises(MissingExtraError, match=rf"policydist\[{engine}\]"):
-        importlib.import_module(f"policydist.integrations.{engine}")
+        importlib.import_module(f"policydist.integrations.{module}")
 
 
 class Hidden:

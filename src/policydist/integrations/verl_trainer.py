@@ -26,9 +26,11 @@ try:
     from verl.trainer.ppo.v1.trainer_base import collate_fn, register_trainer
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 except ModuleNotFoundError as absent:
-    if absent.name not in ("verl", "transfer_queue"):
+    if absent.name == "transfer_queue":
+        raise UsageError("verl's trainer needs the package TransferQueue: pip install 'verl[verl-core]'") from None
+    if absent.name != "verl":
         raise
-    raise MissingExtraError(absent.name, "verl") from None
+    raise MissingExtraError("verl", "verl") from None
 
 ESTIMATORS = ("grpo", "policydist_grpo")
 
@@ -54,9 +56,8 @@ class ChoosingTrainer(PPOTrainerSync):
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
         data, samples = self.config.data, self.config.actor_rollout_ref.rollout.n
-        table: Any = getattr(
-            self.train_dataset, "dataframe", self.train_dataset
-        )  # the columns, without verl's encoding
+        # verl's data set reads messages and images of every row; the table behind it has the columns as they are.
+        table: Any = getattr(self.train_dataset, "dataframe", self.train_dataset)
         rows = HostedRows(table, data.train_batch_size, samples)
         _, recipe = hosted(self.method, self.knobs, "verl", 1, rows)
         self.curriculum = recipe.curriculum
