@@ -16,7 +16,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose every update is replaced by the nearest orthogonal matrix (K. Jordan 2024; arXiv 2502.16982, 2.1).
 
     ``W ← W − lr · sqrt(max(1, rows / columns)) · ortho(g + momentum · m)`` with ``m ← momentum · m + g``. For the
-    matrices inside a network only, not for embeddings, biases and norms.
+    matrices inside a network only, not for embeddings, biases and norms. A convolution is the matrix of its flat filters.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
@@ -27,11 +27,12 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix from its gradient."""
         for group in self.param_groups:
             for matrix in group["params"]:
-                mean = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
-                mean.mul_(group["momentum"]).add_(matrix.grad)
-                update = orthogonal(matrix.grad + group["momentum"] * mean)
-                stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                matrix.sub_(update, alpha=group["lr"] * stretch)
+                gradient = matrix.grad.flatten(1)
+                mean = self.state[matrix].setdefault("mean", torch.zeros_like(gradient))
+                mean.mul_(group["momentum"]).add_(gradient)
+                update = orthogonal(gradient + group["momentum"] * mean)
+                stretch = max(1.0, gradient.shape[0] / gradient.shape[1]) ** 0.5
+                matrix.sub_(update.view_as(matrix), alpha=group["lr"] * stretch)
 
 
 def orthogonal(matrix: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:

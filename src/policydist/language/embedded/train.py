@@ -134,9 +134,9 @@ def pace(plan: Plan, step: int) -> float:
 
 
 def build_optimisers(model: Any, plan: Plan) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices inside the network, AdamW for the rest, each with its peak learning rate."""
+    """Muon for the matrices inside the network and for convolutions, AdamW for the rest, each with its peak learning rate."""
     named = dict(model.named_parameters())
-    inner = {name: p for name, p in named.items() if p.dim() == 2 and "embed" not in name}
+    inner = {name: p for name, p in named.items() if p.dim() > 2 or (p.dim() == 2 and "embed" not in name)}
     rest = [p for name, p in named.items() if name not in inner]
     return [
         (Muon(inner.values()), plan.muon_lr),

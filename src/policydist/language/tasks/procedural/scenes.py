@@ -1,7 +1,7 @@
 r"""Questions about drawings of coloured shapes: a picture, ``which shape is red?``, answered ``<think>…</think>\boxed{circle}``.
 
-Every drawing has its shapes in the cells of a 3×3 grid. The worked answer describes it in reading order, as in ``top left
-small red circle, middle right large blue square``, and ends in the answer in a box.
+Every drawing has its shapes in the cells of a 3×3 grid. The worked answer describes it in reading order, as in ``top left circle
+red, middle right square blue``, and ends in the answer in a box.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from policydist.language.tasks.base import Row, Task
 from policydist.language.tasks.grading import exact_match
 from policydist.language.tasks.procedural.rows import levels, split
 
-SIZES = ("small", "large")
 COLOURS = ("red", "green", "blue", "yellow")
 KINDS = ("circle", "square", "triangle")
 ROWS = ("top", "middle", "bottom")
@@ -32,19 +31,17 @@ CONTEXT = "<image>coloured shapes on a grid."
 """What may be said without the question; ``<image>`` marks the picture's place."""
 
 _INK = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 220), "yellow": (240, 200, 30)}
-_RADIUS = {"small": 3, "large": 6}
-_TOKENS_A_SHAPE = 5
+_TOKENS_A_SHAPE = 4
 _TRIES = 30
 _DRAWN = 16
 
 
 class Shape(NamedTuple):
-    """One shape of a drawing."""
+    """What is said of one shape of a drawing."""
 
     place: str
-    size: str
-    colour: str
     kind: str
+    colour: str
 
 
 class Question(NamedTuple):
@@ -62,11 +59,12 @@ class Question(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A drawing and a question about it. ``shifts`` moves each shape off its cell's centre, in pixels."""
+    """A drawing and a question about it. ``looks``, of which nothing is said: each shape's radius and how far right and down it
+    lies from its cell's centre, in pixels."""
 
     question: Question
     shapes: tuple[Shape, ...]
-    shifts: tuple[tuple[int, int], ...]
+    looks: tuple[tuple[int, int, int], ...]
 
     @property
     def answer(self) -> str:
@@ -82,7 +80,7 @@ def build(
     difficulty: int | Sequence[int] = (2, 3),
     shortcut: float = 0.0,
 ) -> Task:
-    """Questions of seven kinds (column ``source``) about drawings of ``difficulty`` shapes (2 to 5).
+    """Questions of six kinds (column ``source``) about drawings of ``difficulty`` shapes (2 to 5).
 
     The answers that a question may have are equally frequent, so that its wording tells nothing. ``shortcut`` is the
     probability (0 to 1) that a *training* row is made to have the one answer that its wording favours instead: then the
@@ -117,13 +115,13 @@ def draw(rng: np.random.Generator, difficulty: int, shortcut: float = 0.0) -> Pr
     for _ in range(_TRIES):
         for shapes in _scatter(rng, difficulty):
             if question.find(shapes) == wanted:
-                shifts = rng.integers(-1, 2, (difficulty, 2)).tolist()
-                return Problem(question, shapes, tuple((x, y) for x, y in shifts))
+                looks = rng.integers((5, -1, -1), (7, 1, 1), size=(difficulty, 3)).tolist()
+                return Problem(question, shapes, tuple((radius, right, down) for radius, right, down in looks))
     return None
 
 
 def key(shapes: Sequence[Shape]) -> str:
-    """What makes two drawings the same: all but the shifts."""
+    """What makes two drawings the same: all that is said of them."""
     return description(shapes)
 
 
@@ -133,7 +131,7 @@ def description(shapes: Sequence[Shape]) -> str:
 
 
 def solution(problem: Problem, rng: np.random.Generator, slip: float = 0.0) -> str:
-    """A worked answer. Each size, colour, kind and place is misread with probability ``slip``, and the answer follows."""
+    """A worked answer. Each place, colour and kind is misread with probability ``slip``, and the answer follows."""
     seen = misread(problem.shapes, rng, slip)
     return f"<think>{description(seen)}</think>{boxed(answer_from(problem.question, seen, rng))}"
 
@@ -155,13 +153,13 @@ def misread(shapes: Sequence[Shape], rng: np.random.Generator, rate: float) -> t
 
     if rate == 0:
         return tuple(shapes)
-    ranges = (PLACES, SIZES, COLOURS, KINDS)
+    ranges = (PLACES, KINDS, COLOURS)
     return tuple(Shape(*map(read, shape, ranges)) for shape in shapes)
 
 
 def ask(rng: np.random.Generator) -> Question:
     """One of the questions, all kinds equally often."""
-    kinds = (_what_colour, _what_shape, _what_size, _what_stands, _where, _how_many, _relation)
+    kinds = (_what_colour, _what_shape, _what_stands, _where, _how_many, _relation)
     return kinds[rng.integers(len(kinds))](rng)
 
 
@@ -198,9 +196,9 @@ def _render(problem: Problem):  # type: ignore[no-untyped-def]
         raise MissingExtraError("PIL", "vision") from None
     image = Image.new("RGB", (3 * CELL, 3 * CELL), "white")
     pen = ImageDraw.Draw(image)
-    for shape, (right, down) in zip(problem.shapes, problem.shifts, strict=True):
+    for shape, (r, right, down) in zip(problem.shapes, problem.looks, strict=True):
         row, column = divmod(PLACES.index(shape.place), 3)
-        x, y, r = column * CELL + CELL // 2 + right, row * CELL + CELL // 2 + down, _RADIUS[shape.size]
+        x, y = column * CELL + CELL // 2 + right, row * CELL + CELL // 2 + down
         ink = _INK[shape.colour]
         if shape.kind == "circle":
             pen.ellipse((x - r, y - r, x + r, y + r), ink)
@@ -214,9 +212,9 @@ def _render(problem: Problem):  # type: ignore[no-untyped-def]
 def _scatter(rng: np.random.Generator, count: int) -> Iterator[tuple[Shape, ...]]:
     """Drawings of random looks in distinct cells, in reading order; drawn together, for one at a time is slow."""
     cells = np.sort(rng.random((_DRAWN, len(PLACES))).argsort(1)[:, :count])
-    looks = rng.integers((len(SIZES), len(COLOURS), len(KINDS)), size=(_DRAWN, count, 3))
+    looks = rng.integers((len(KINDS), len(COLOURS)), size=(_DRAWN, count, 2))
     for row in np.concatenate([cells[..., None], looks], 2).tolist():
-        yield tuple(Shape(PLACES[cell], SIZES[size], COLOURS[colour], KINDS[kind]) for cell, size, colour, kind in row)
+        yield tuple(Shape(PLACES[cell], KINDS[kind], COLOURS[colour]) for cell, kind, colour in row)
 
 
 def _only(shapes: Sequence[Shape], attribute: str, value: str) -> Shape | None:
@@ -247,11 +245,6 @@ def _what_colour(rng: np.random.Generator) -> Question:
 def _what_shape(rng: np.random.Generator) -> Question:
     colour = _pick(rng, COLOURS)
     return _told("shape", f"which shape is {colour}?", KINDS, ("colour", colour), "kind")
-
-
-def _what_size(rng: np.random.Generator) -> Question:
-    kind = _pick(rng, KINDS)
-    return _told("size", f"is the {kind} small or large?", SIZES, ("kind", kind), "size")
 
 
 def _what_stands(rng: np.random.Generator) -> Question:
