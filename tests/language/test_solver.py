@@ -47,6 +47,8 @@ def test_formats(text: str, thought: bool, boxed: bool) -> None:
 def test_tags_of_an_analysis_are_neutralised() -> None:
     found = contexts.neutral("<think>x</think> <image> <|img|> 3 < 4 <answer id=1>y</answer>")
     assert found == "(think)x(/think) (image) <|img|> 3 < 4 (answer id=1)y(/answer)"
+    found = contexts.neutral("<|vision_start|><|image_pad|> <start_of_image> a<b|image|c>")
+    assert found == "(|vision_start|)(|image_pad|) (start_of_image) a<b|image|c>"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,42 @@ def test_text_prompts_hide_the_question_and_hand_over_the_analysis(tokenizer: An
     if tokenizer.chat_template is None:
         with pytest.raises(UsageError, match="chat template"):
             source.solver_prompts(chatting)
+
+
+def test_the_images_of_a_row_are_shown_with_both_prompts() -> None:
+    import tiny_vision
+
+    from policydist.language.guided import given_rows
+
+    reader = tiny_vision.policy("llava").reader
+    one = {"prompt": "w2", "context": "w2 <image>", "question": "w3", "image": tiny_vision.picture(0)}
+    two = {
+        "prompt": "w2",
+        "context": "w4",
+        "question": "w5",
+        "images": [tiny_vision.picture(1), tiny_vision.picture(2)],
+    }
+    source = contexts.ContextText([one, two], reader, "{context} w6", "{context} {question} {analysis} w7")
+    asked = Prompts(
+        torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1).bool(), torch.ones(2).long(), torch.arange(2), (one, two)
+    )
+    image = [tiny_vision.AT["image"]] * 16
+
+    def texts(prompts: Prompts) -> list[list[int]]:
+        return [ids[mask].tolist() for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
+
+    shown = source.analysis_prompts(asked, True)
+    assert texts(shown) == [[2, *image, 6], [*image, *image, 4, 6]]
+    said = torch.tensor(reader("w8 w9")["input_ids"])
+    solved = source.solver_prompts(given_rows(shown, [said, said], 0, torch.device("cpu")))
+    assert texts(solved) == [[2, *image, 3, 8, 9, 7], [*image, *image, 4, 5, 8, 9, 7]]
+    assert [item.get("image") for item in solved.items] == [one["image"], None]
+    with pytest.raises(
+        UsageError, match="doge: row 1, analysis prompt: the prompt marks 1 places with <image>, but the row has 2"
+    ):
+        contexts.ContextText([one, {**two, "context": "w4 <image>"}], reader)
+    with pytest.raises(UsageError, match="doge: row 0, Solver's prompt: the prompt marks 2 places"):
+        contexts.ContextText([{**one, "question": "<image> w3"}], reader)
 
 
 # --- endpoints -------------------------------------------------------------------------------------------------------
@@ -164,6 +202,46 @@ def test_an_endpoint_answers_a_batch_and_is_asked_again_for_what_is_missing(
     assert (first["temperature"], first["top_p"], first["max_tokens"]) == (0.7, 0.9, 8)
     assert {each["messages"][0]["content"] for each in Served.asked} == {"one?", "two?"}
     assert ctx.generated == int(rollouts.response_attention.sum())
+
+
+def test_an_endpoint_is_sent_the_images_where_they_are_marked(address: str, tokenizer: Any) -> None:
+    import base64
+    import io
+
+    import tiny_vision
+    from PIL import Image
+
+    first, second = tiny_vision.picture(0), tiny_vision.picture(1)
+    chat = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w2"},
+        {"role": "user", "content": "w3"},
+    ]
+    items = (
+        {"prompt": "w2 <image> w3<image>", "images": [first, second]},
+        {"prompt": chat, "image": first},
+        {"prompt": "w4"},
+    )
+    ids = torch.zeros(3, 1, dtype=torch.long)
+    prompts = Prompts(ids, ids == 0, torch.ones(3, dtype=torch.long), torch.arange(3), items)
+    ctx = Context(Shortcut.draw(0).policy, 0)
+    endpoint(address, tokenizer, parallel=1).answer(prompts, Sampling(8), ctx)
+
+    def seen(part: dict[str, Any]) -> Any:
+        if part["type"] == "text":
+            return part["text"]
+        head, _, body = part["image_url"]["url"].partition(",")
+        assert head == "data:image/png;base64"
+        return Image.open(io.BytesIO(base64.b64decode(body))).tobytes()
+
+    messages = [each["messages"] for each in Served.asked]
+    assert [seen(part) for part in messages[0][0]["content"]] == ["w2 ", first.tobytes(), " w3", second.tobytes()]
+    assert [turn["content"] for turn in messages[1][:2]] == ["w1", "w2"]
+    assert [seen(part) for part in messages[1][2]["content"]] == [first.tobytes(), "w3"]
+    assert messages[2] == [{"role": "user", "content": "w4"}]
+    broken = replace(prompts.select(torch.tensor([2])), items=({"prompt": "w4", "image": b"GIF89a"},))
+    with pytest.raises(UsageError, match="row 2: its image cannot be read"):
+        endpoint(address, tokenizer).answer(broken, Sampling(8), ctx)
 
 
 def test_a_busy_or_garbled_endpoint_is_tried_again(address: str, tokenizer: Any) -> None:

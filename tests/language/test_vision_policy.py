@@ -11,7 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_vision import AT, CHAT, KINDS, ROWS, StillQwen, build, picture, policy, prompts, qwen, tokenizer, uniforms
+from tiny_vision import (
+    AT,
+    CHAT,
+    KINDS,
+    LAYERS,
+    ROWS,
+    TEXT,
+    StillQwen,
+    build,
+    picture,
+    policy,
+    prompts,
+    qwen,
+    tokenizer,
+    uniforms,
+)
 
 from policydist.errors import PolicydistError, UsageError
 from policydist.language.policies import processing
@@ -66,10 +81,28 @@ def test_packing_is_given_up_only_where_image_tokens_see_each_other() -> None:
     assert [made(kind).packing for kind in KINDS] == [True, True, False]
 
 
-def test_a_model_whose_sampler_and_scorer_cannot_agree_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(VisionPolicy, "_logits", lambda self, ids, mask, row: torch.zeros(ids.shape[1], 48))
-    with pytest.raises(UsageError, match="Gemma3ForConditionalGeneration gives a text other probabilities"):
-        policy("gemma")
+def test_models_that_read_prompts_both_ways_or_by_cross_attention_are_refused() -> None:
+    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    words, scaler = tokenizer(), SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    words.bos_token, scaler.image_seq_length = "<pad>", 16
+    processor = PaliGemmaProcessor(scaler, words)  # adds location tokens
+    config = PaliGemmaConfig(
+        vision_config={**LAYERS, "vision_use_head": False, "projection_dim": 32}, projection_dim=32,
+        text_config={**TEXT, "vocab_size": len(words), "head_dim": 8, "model_type": "gemma"}, image_token_index=AT["image"],
+    )  # fmt: skip
+    model = PaliGemmaForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with pytest.raises(UsageError, match="PaliGemmaForConditionalGeneration gives a text other probabilities"):
+        VisionPolicy(model, processor)
+
+    class Crossing(torch.nn.Module):
+        def forward(self, input_ids: Any, cross_attention_mask: Any) -> None: ...
+
+    with pytest.raises(UsageError, match="Crossing looks at images by cross-attention, which is not supported"):
+        processing.ImageTokenizer(processor, Crossing())
 
 
 def test_prompts_are_what_the_processor_makes_of_them(kind: str) -> None:
@@ -254,3 +287,31 @@ def test_pixels_of_several_sizes_are_filled_up() -> None:
 def test_model_and_processor_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(UsageError, match="the model's image token is 43, the processor's 44"):
         VisionPolicy(build("llava")[0], StillQwen(qwen(tokenizer())[1].image_processor, tokenizer()))
+
+
+def test_other_rows_images_are_not_marked_in_examples() -> None:
+    from policydist.language.guided import ExamplePrompts, SolvedExamples
+
+    pool = SolvedExamples()
+    pool.add("w2 <image> w3", "w4")
+    asked = prompts(made("llava"), ROWS[4:])
+    shown = ExamplePrompts(pool, made("llava").reader, example="{question} {answer} ", question="{question}").steer(
+        asked, torch.Generator().manual_seed(0)
+    )
+    place = [AT["image"]] * 16
+    assert shown.ids[0].tolist() == [*place, 2, 0, 3, 4, 11]  # (image) is an unknown word
+    made("llava").generate(shown, Sampling(2), uniforms(3))
+
+
+def test_episodes_of_several_turns_keep_their_images() -> None:
+    from policydist.language.multiturn import Episode, SearchEpisodes
+
+    asked = prompts(made("llava"), ROWS[:1])
+    going = [Episode(asked.ids[0].tolist(), [5, 6], item=ROWS[0])]
+    later = SearchEpisodes.prompts_of(_Padded(), going)  # type: ignore[arg-type]
+    assert later.items == (ROWS[0],)
+    made("llava").generate(later, Sampling(2), uniforms(1))
+
+
+class _Padded:
+    pad = 0

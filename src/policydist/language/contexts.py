@@ -115,7 +115,7 @@ class ContextText:
         if count:
             solving = self.solver_prompt.format(context=row["context"], question=row["question"], analysis="")
             for name, text in (("analysis", self.analysis(row, self.masked)), ("Solver's", solving)):
-                pieces(text, count, f"doge: the {name} prompt of row {number}")
+                pieces(text, count, f"doge: row {number}, {name} prompt")
         if self.masked and contains(self.analysis(row, True), row["question"]):
             raise UsageError(
                 f"doge: the masked prompt of row {number} still holds its question {row['question'][:60]!r}; take it out of "

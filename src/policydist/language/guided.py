@@ -17,6 +17,7 @@ from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError
 from policydist.language import origins
+from policydist.language.images import unmarked
 from policydist.language.judges import encode_prompts, pad_id
 from policydist.language.recipe import Context, Setting
 from policydist.language.types import Generation, Policy, Prompts, Rollouts
@@ -259,7 +260,7 @@ class ExamplePrompts:
         examples = self.pool.sample(text, self.count, generator)
         if not examples:
             raise PolicydistError(f"the example pool holds nothing but the question itself ({text[:60]!r}); enlarge it")
-        shown = "".join(self.example.format(question=e.question, answer=e.answer) for e in examples)
+        shown = "".join(self.example.format(question=unmarked(e.question), answer=unmarked(e.answer)) for e in examples)
         return with_question(prompt, shown + self.question.format(question=text))
 
 

@@ -142,6 +142,11 @@ def pieces(text: str, count: int, where: str) -> list[str]:
     return found
 
 
+def unmarked(text: str) -> str:
+    """The text with its marks in round brackets: in another row's prompt, or said by a model, they mark no place."""
+    return text.replace(MARK, "(image)")
+
+
 def data_url(image: Any, where: str) -> str:
     """The image as a ``data:`` URL, as chat endpoints take it: its own bytes where these are of a common format, else PNG.
 

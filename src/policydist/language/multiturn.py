@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ def refuse_actions(name: str, text: str) -> None:
 
 @dataclass
 class Episode:
-    """One row on its way: its prompt, its tokens with origin and log-probability, and where its answer stands."""
+    """One row on its way: its prompt, its tokens with origin and log-probability, where its answer stands, its data."""
 
     prompt: list[int]
     ids: list[int] = field(default_factory=list)
@@ -83,6 +83,7 @@ class Episode:
     turns: int = 0
     open: bool = True
     answer: tuple[int, int] = (-1, -1)
+    item: Mapping[str, Any] = field(default_factory=dict)
 
     def add(self, ids: Sequence[int], origin: int, logprobs: Sequence[float] | None = None) -> None:
         self.ids += ids
@@ -152,7 +153,9 @@ class SearchEpisodes:
         blank = torch.zeros((count, 0))
         rows = to_rollouts(prompts, Generation(blank.long(), blank.bool(), blank))
         first = ctx.generate(prompts, self.turn_sampling(sampling), "turn 1")
-        episodes = [Episode(own[real].tolist()) for own, real in zip(rows.prompt_ids, rows.prompt_mask, strict=True)]
+        items = rows.items or [{}] * count
+        told = zip(rows.prompt_ids, rows.prompt_mask, items, strict=True)
+        episodes = [Episode(own[real].tolist(), item=item) for own, real, item in told]
         self.take(episodes, first, ctx, sampling)
         self.go_on(episodes, sampling, ctx, "turn")
         return self.written(rows, episodes, sampling).to(first.response_ids.device)
@@ -167,7 +170,7 @@ class SearchEpisodes:
                 Episode(
                     rows.prompt_ids[i][rows.prompt_mask[i]].tolist(), rows.response_ids[i, :length].tolist(),
                     origin[i, :length].tolist(), rows.behavior_logprobs[i, :length].tolist(),
-                    int(rows.extras["turns"][i]),
+                    int(rows.extras["turns"][i]), item=rows.items[i] if rows.items else {},
                 )
             )  # fmt: skip
         self.go_on(episodes, sampling, ctx, "resumed turn")
@@ -217,7 +220,7 @@ class SearchEpisodes:
         lengths = torch.tensor([episode.length for episode in episodes])
         mask = torch.arange(width) >= (width - lengths).unsqueeze(1)
         number = torch.arange(len(episodes))
-        return Prompts(ids, mask, torch.ones_like(number), number)
+        return Prompts(ids, mask, torch.ones_like(number), number, tuple(episode.item for episode in episodes))
 
     def take(self, episodes: Sequence[Episode], drawn: Rollouts, ctx: Context, sampling: Sampling) -> None:
         """Read one turn of every episode, and write what the environment answers."""

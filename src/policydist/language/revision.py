@@ -12,6 +12,7 @@ from torch import Tensor
 
 from policydist.errors import PolicydistError, UsageError
 from policydist.language import guided
+from policydist.language.images import unmarked
 from policydist.language.judges import decode
 from policydist.language.recipe import Setting
 from policydist.language.types import Prompts, Rollouts
@@ -79,7 +80,7 @@ class TextReviser:
     def revision_prompts(self, drafts: Rollouts, diagnosis: bool) -> Prompts:
         asked = []
         for (text, items), row in zip(self.items(drafts), drafts.items, strict=True):
-            question = self.write(guided.question_of(row["prompt"]), text, items, diagnosis)
+            question = self.write(guided.question_of(row["prompt"]), unmarked(text), items, diagnosis)
             asked.append(guided.with_question(row["prompt"], question))
         ones = torch.ones(len(drafts), dtype=torch.long)
         plain = Prompts(drafts.prompt_ids, drafts.prompt_mask, ones, drafts.index.cpu(), drafts.items)

@@ -29,7 +29,7 @@ class ImageTokenizer:
     Copies share it, and with it the images at hand.
 
     Raises:
-        UsageError: if the processor has no placeholder for images.
+        UsageError: if the processor has no placeholder for images, or the model does not read them as tokens.
     """
 
     def __init__(self, processor: Any, model: Any) -> None:
@@ -39,6 +39,11 @@ class ImageTokenizer:
             )
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.names = inputs_of(model)
+        if "cross_attention_mask" in self.names:
+            raise UsageError(
+                f"{type(model).__name__} looks at images by cross-attention, which is not supported; choose a model that reads "
+                "them as tokens, such as Qwen2.5-VL"
+            )
         self.placeholders = placeholders(processor, model)
         self.mark = mark_of(processor, model)
         self.kept: OrderedDict[Hashable, tuple[Mapping[str, Any], list[str]]] = OrderedDict()
