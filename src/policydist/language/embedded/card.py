@@ -1,4 +1,4 @@
-"""The model card of the embedded model, written from its training log."""
+"""The model cards of the embedded models, written from their training logs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,42 @@ Pass rates on {rows} held-out problems of each task at its default difficulty, t
 {table}
 """
 
+_VISION_CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# The embedded vision-language model of policydist
+
+A vision-language model small enough to ship inside the package and to be trained by reinforcement learning on a CPU.
+It is no use for anything but the task `scenes`: questions about drawings of coloured shapes on a grid.
+
+- **Architecture**: {architecture}; a SigLIP tower of {vision_layers} layer and width {vision_width} over {patches} patches of
+  {patch}x{patch} pixels, and a Qwen2 of {layers} layers and width {width}; {parameters:,} parameters in float32, context
+  {context}. One token per printable ASCII character, and one for each word of the task.
+- **Data**: drawings, questions and worked answers drawn by the package itself, {fewest} to {most} shapes each; no drawing on the
+  test side of any seed is among them. Three forms ({batch} of a batch):
+  - direct: `{direct}`
+  - analysis: `{analysis}`
+  - Solver: `{solver}`
+
+  {clean} steps on true descriptions, then {slip_steps} steps on descriptions in which each attribute is misread with
+  probability {slip}, so that the model knows how and is yet unsure: reinforcement learning has something to do.
+- **Training**: `python -m policydist.language.embedded.vision`, seed {seed}, {seconds:.0f} CPU seconds, torch {torch},
+  {threads} thread. Curve and settings: `training_log.json`. SHA-256 of `model.safetensors`:
+  `{sha256}`.
+
+On {rows} held-out drawings, temperature 1 (greedy: 0):
+
+| what | share right |
+| --- | --- |
+{table}
+"""
+_VISION_ROWS = {
+    "pass@1": "direct, one answer", "pass@16": "direct, any of 16 answers", "greedy": "direct, greedy",
+    "own_analysis": "as Solver, after an analysis of its own", "true_analysis": "as Solver, after a true analysis",
+}  # fmt: skip
+
 
 def write_card(out: Path, config: Any, log: Mapping[str, Any]) -> None:
     """Write ``README.md`` beside the model."""
@@ -59,3 +95,18 @@ def write_card(out: Path, config: Any, log: Mapping[str, Any]) -> None:
         table=table,
     )
     (out / "README.md").write_text(text)
+
+
+def write_vision_card(out: Path, config: Any, log: Mapping[str, Any]) -> None:
+    """Write ``README.md`` beside the vision-language model."""
+    plan, vision, text = log["plan"], config.vision_config, config.text_config
+    text_of = _VISION_CARD.format(
+        architecture=config.architectures[0], vision_layers=vision.num_hidden_layers, vision_width=vision.hidden_size,
+        patches=config.image_seq_length, patch=vision.patch_size, layers=text.num_hidden_layers, width=text.hidden_size,
+        parameters=log["parameters"], context=text.max_position_embeddings, fewest=plan["fewest"], most=plan["most"],
+        batch=", ".join(f"{count} {form}" for form, count in log["batch"].items()), **log["prompts"],
+        clean=plan["clean_steps"], slip_steps=plan["slip_steps"], slip=log["slip"], seed=plan["seed"],
+        seconds=log["cpu_seconds"], torch=log["torch"], threads=plan["threads"], sha256=log["sha256"], rows=log["test_rows"],
+        table="\n".join(f"| {label} | {log['pass_rates'][name]:.2f} |" for name, label in _VISION_ROWS.items()),
+    )  # fmt: skip
+    (out / "README.md").write_text(text_of)

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from policydist.errors import MissingExtraError, UsageError
 from policydist.language.tasks.base import Row, Task
 from policydist.language.tasks.grading import exact_match
 from policydist.language.tasks.procedural.rows import levels, split
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 COLOURS = ("red", "green", "blue", "yellow")
 KINDS = ("circle", "square", "triangle")
@@ -188,12 +191,11 @@ def _png(problem: Problem) -> bytes:
     return file.getvalue()
 
 
-def _render(problem: Problem):  # type: ignore[no-untyped-def]
-    """A PIL image; its type is not named, because Pillow is an extra."""
+def _render(problem: Problem) -> Image.Image:
     try:
         from PIL import Image, ImageDraw
     except ImportError:
-        raise MissingExtraError("PIL", "vision") from None
+        raise MissingExtraError("Pillow", "vision") from None
     image = Image.new("RGB", (3 * CELL, 3 * CELL), "white")
     pen = ImageDraw.Draw(image)
     for shape, (r, right, down) in zip(problem.shapes, problem.looks, strict=True):

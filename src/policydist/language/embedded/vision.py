@@ -1,0 +1,304 @@
+"""Train the embedded vision-language model: ``python -m policydist.language.embedded.vision [--out DIR]``.
+
+A Llava of ordinary parts, all tiny: a SigLIP tower that sees the nine cells of a drawing of the task `scenes` as nine patches,
+and a Qwen2 that reads single characters and, as one token each, the words of the task. It learns next tokens of three forms:
+
+    direct     {context} {question}                       <think>description</think>\\boxed{answer}
+    analysis   {context} describe:                        <think>description</think>
+    Solver     {context} {question} {analysis} answer:    <think></think>\\boxed{answer}
+
+The first steps show analyses alone: what stands in a picture is learnt before what follows from it. The last show misread
+attributes (`SLIP`), so that the model knows how to look and is yet unsure of what it sees. A Solver's answer follows the analysis
+that it is given, misread or not; where that says nothing, the picture counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from policydist.language.contexts import neutral
+from policydist.language.embedded import vision_path
+from policydist.language.embedded.tokenizer import build_tokenizer
+from policydist.language.embedded.train import Plan as Shared
+from policydist.language.embedded.train import descend
+from policydist.language.tasks.base import Row, Task
+from policydist.language.tasks.procedural import scenes
+from policydist.language.tasks.procedural.rows import in_test_pool
+from policydist.runs.seeds import derive, numpy_generator
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+LOG = "training_log.json"
+TEST_ROWS = 128
+IMAGE = "<image>"
+PATCHES = 9
+ANALYSIS_PROMPT = "{context} describe:"
+SOLVER_PROMPT = "{context} {question} {analysis} answer:"
+"""The templates that the model knows, for DoGe's knobs of these names."""
+SLIP = 0.2
+"""Chance that an attribute of a shape is misread, in the last stage."""
+SHARES = {"direct": 12, "analysis": 4, "solver": 10}
+"""Sequences of each form in one batch, once the model can look."""
+LOOK = {"analysis": 32}
+"""The same in the first stage."""
+FURTHER = 6
+"""Questions that follow the first in a Solver's sequence."""
+ASKED = 0.2
+"""Share of the analysis prompts that show the question, as DoGe's ablation does."""
+BOX_WEIGHT = 4.0
+"""Weight of an answer's tokens in the loss: there are few of them."""
+MARKS = ("<think>", "</think>", "(think)", "(/think)", "\\boxed{")
+WORDS = (
+    *scenes.COLOURS, *scenes.KINDS, *scenes.PLACES, "coloured", "shapes", "on", "a", "grid.",
+    "what", "colour", "is", "the", "which", "shape", "at", "where", "how", "many", "are", "of", "left", "above", "yes", "no",
+    "describe:", "answer:",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast and from which seed."""
+
+    look_steps: int = 200
+    mixed_steps: int = 600
+    slip_steps: int = 60
+    fewest: int = 2
+    most: int = 3
+    threads: int = 1
+    seed: int = 0
+
+    @property
+    def clean_steps(self) -> int:
+        """Steps on true descriptions."""
+        return self.look_steps + self.mixed_steps
+
+
+class Example(NamedTuple):
+    """A picture, what is asked about it, and what to write; then further questions and what to write to each."""
+
+    pixels: np.ndarray
+    prompt: str
+    answer: str
+    further: tuple[tuple[str, str], ...] = ()
+
+
+def build_processor() -> LlavaProcessor:
+    """Characters, words and marks of the task as tokens; pictures as they are, white paper as zeros."""
+    from transformers import LlavaProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    tokenizer: Any = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    # A word behind a blank is a token of its own, as in byte-pair vocabularies; so is a place's two words.
+    tokenizer.add_tokens([*MARKS, *(blank + word for word in WORDS for blank in ("", " "))])
+    tokenizer.init_kwargs["think_end"] = "</think>"
+    side = 3 * scenes.CELL
+    images = SiglipImageProcessorPil(
+        do_resize=True, size={"height": side, "width": side}, image_mean=[1.0] * 3, image_std=[0.5] * 3
+    )
+    return LlavaProcessor(images, tokenizer, patch_size=scenes.CELL, vision_feature_select_strategy="full")
+
+
+def build_model(tokenizer: Any) -> LlavaForConditionalGeneration:
+    """A Llava of some 0.3 million parameters, randomly initialised."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        image_size=3 * scenes.CELL, patch_size=scenes.CELL, vision_use_head=False,
+    )  # fmt: skip
+    text = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=PATCHES, vision_feature_select_strategy="full", vision_feature_layer=-1, tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config)
+
+
+def problems(plan: Plan, rng: np.random.Generator) -> Iterator[scenes.Problem]:
+    """Endless problems whose drawings no test row shows."""
+    while True:
+        problem = scenes.draw(rng, int(rng.integers(plan.fewest, plan.most + 1)))
+        if problem is not None and not in_test_pool("scenes", scenes.key(problem.shapes)):
+            yield problem
+
+
+def example(form: str, problem: scenes.Problem, rng: np.random.Generator, slip: float) -> Example:
+    """One sequence of a form."""
+    question, context = problem.question.text, scenes.CONTEXT
+    pixels = scenes.picture(problem)
+    if form == "direct":
+        return Example(pixels, f"{context} {question}", scenes.solution(problem, rng, slip))
+    if form == "analysis":
+        shown = f"{context}\n\n{question}" if rng.random() < ASKED else context
+        seen = scenes.misread(problem.shapes, rng, slip)
+        return Example(pixels, ANALYSIS_PROMPT.format(context=shown), analysis(seen))
+    seen = scenes.misread(problem.shapes, rng, slip or SLIP / 4)
+    prompt = SOLVER_PROMPT.format(context=context, question=question, analysis=neutral(analysis(seen)))
+    answer = scenes.boxed(problem.question.find(seen) or problem.answer)
+    return Example(pixels, prompt, f"<think></think>{answer}", further(seen, rng))
+
+
+def further(seen: Sequence[scenes.Shape], rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
+    """`FURTHER` more questions that the shapes answer: more to learn from a sequence at little cost."""
+    asked = ((question.text, question.find(seen)) for question in iter(lambda: scenes.ask(rng), None))
+    found = ((text, scenes.boxed(answer)) for text, answer in asked if answer is not None)
+    return tuple(islice(found, FURTHER))
+
+
+def analysis(seen: Sequence[scenes.Shape]) -> str:
+    return f"<think>{scenes.description(seen)}</think>"
+
+
+def batches(plan: Plan) -> Iterator[list[Example]]:
+    """Examples for every step of the plan."""
+    rng = numpy_generator(plan.seed, "embedded-vision", "corpus")
+    drawn = problems(plan, rng)
+    for step in range(plan.clean_steps + plan.slip_steps):
+        slip = SLIP if step >= plan.clean_steps else 0.0
+        shares = SHARES if step >= plan.look_steps else LOOK
+        yield [example(form, next(drawn), rng, slip) for form, count in shares.items() for _ in range(count)]
+
+
+def encode(tokenizer: Any, examples: Sequence[Example]) -> list[tuple[list[int], list[float]]]:
+    """Token ids of each example and their weights in the loss: 0 for what is asked, 1 for what is to be written and the end
+    token, `BOX_WEIGHT` for what stands in a box and behind it."""
+    texts: list[tuple[int, bool, str]] = []
+    for row, item in enumerate(examples):
+        texts += [(row, False, item.prompt.replace(IMAGE, IMAGE * PATCHES)), (row, True, item.answer)]
+        for question, answer in item.further:
+            texts += [(row, False, f" {question}"), (row, True, answer)]
+        texts.append((row, True, tokenizer.eos_token))
+    box = tokenizer.convert_tokens_to_ids("\\boxed{")
+    rows: list[tuple[list[int], list[float]]] = [([], []) for _ in examples]
+    for (row, written, _), tokens in zip(texts, tokenizer([text for *_, text in texts])["input_ids"], strict=True):
+        ids, weights = rows[row]
+        behind = tokens.index(box) + 1 if box in tokens else len(tokens)
+        ids += tokens
+        weights += [1.0 * written] * behind + [BOX_WEIGHT * written] * (len(tokens) - behind)
+    return rows
+
+
+def loss_of(model: Any, tokenizer: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """Mean negative log-probability of what is to be written, by the weights of `encode`."""
+    rows = encode(tokenizer, examples)
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in rows])
+    weights = torch.tensor([given + [0.0] * (width - len(given)) for _, given in rows])
+    pixels = (torch.from_numpy(np.stack([item.pixels for item in examples])).permute(0, 3, 1, 2).float() - 255) / 127.5
+    weights = weights[:, 1:]
+    wanted = weights > 0
+    hidden = model.model(ids, pixel_values=pixels).last_hidden_state[:, :-1][wanted]
+    losses = torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[:, 1:][wanted], reduction="none")
+    return (losses * weights[wanted]).sum() / weights.sum()
+
+
+def train(plan: Plan) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, list[dict[str, float]]]:
+    """Run the plan. Equal plans give equal weights on one kind of machine: the thread count is part of the plan."""
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(derive(plan.seed, "embedded-vision", "weights"))
+    processor: Any = build_processor()
+    model = build_model(processor.tokenizer)
+    shared = Shared(base_steps=plan.clean_steps, hard_steps=0, slip_steps=plan.slip_steps)
+    losses = (loss_of(model, processor.tokenizer, examples) for examples in batches(plan))
+    return model, processor, descend(model, losses, shared, 50)
+
+
+def write(model: Any, processor: Any, prompts: Sequence[str], rows: Sequence[Row], temperature: float) -> list[str]:
+    """One response to each prompt about its row's picture, by transformers' own generation; greedy at temperature 0."""
+    from PIL import Image
+
+    texts = []
+    for start in range(0, len(rows), 1024):
+        chunk = slice(start, start + 1024)
+        pictures = [Image.open(io.BytesIO(row["image"])) for row in rows[chunk]]
+        encoded = processor(images=pictures, text=list(prompts[chunk]), padding=True, return_tensors="pt")
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        room = scenes.response_tokens(max(row["difficulty"] for row in rows))
+        ids = model.generate(**encoded, max_new_tokens=room, **how)[:, encoded["input_ids"].shape[1] :]
+        texts += processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
+
+
+def pass_rates(model: Any, processor: Any, task: Task, samples: int = 16, seed: int = 0) -> dict[str, float]:
+    """Of the task's test rows: ``pass@1`` at temperature 1, ``pass@k`` with k = ``samples``, ``greedy``, and how often one
+    answer as Solver is right, at temperature 1, after an analysis of the model's own (``own_analysis``) and after a true one
+    (``true_analysis``)."""
+    torch.manual_seed(derive(seed, "embedded-vision", "pass rates"))
+    rows, grade = task.test, task.graders["accuracy"]
+
+    def right(prompts: Sequence[str], asked: Sequence[Row], temperature: float) -> torch.Tensor:
+        return torch.tensor(list(grade(write(model, processor, prompts, asked, temperature), asked)))
+
+    def solved(analyses: Sequence[str]) -> float:
+        shown = [
+            SOLVER_PROMPT.format(context=row["context"], question=row["question"], analysis=neutral(text))
+            for row, text in zip(rows, analyses, strict=True)
+        ]
+        return float(right(shown, rows, 1.0).mean())
+
+    many = [row for row in rows for _ in range(samples)]
+    drawn = right([row["prompt"] for row in many], many, 1.0).view(len(rows), samples)
+    own = write(model, processor, [ANALYSIS_PROMPT.format(context=row["context"]) for row in rows], rows, 1.0)
+    found = {
+        "pass@1": float(drawn.mean()),
+        f"pass@{samples}": float(drawn.amax(1).mean()),
+        "greedy": float(right([row["prompt"] for row in rows], rows, 0.0).mean()),
+        "own_analysis": solved(own),
+        "true_analysis": solved([f"<think>{row['description']}</think>" for row in rows]),
+    }
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def main(out: Path, plan: Plan, rows: int = TEST_ROWS) -> None:
+    """Train, measure on held-out drawings, and write model, processor, log and model card to ``out``."""
+    from policydist.language.embedded.card import write_vision_card
+
+    start = time.process_time()
+    model, processor, curve = train(plan)
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    seconds = round(time.process_time() - start, 1)
+    log = {
+        "plan": asdict(plan),
+        "slip": SLIP,
+        "batch": SHARES,
+        "prompts": {"direct": "{context} {question}", "analysis": ANALYSIS_PROMPT, "solver": SOLVER_PROMPT},
+        "parameters": model.num_parameters(),
+        "cpu_seconds": seconds,
+        "torch": torch.__version__,
+        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "test_rows": rows,
+        "pass_rates": pass_rates(model.eval(), processor, scenes.build(plan.seed, 0, rows)),
+        "curve": curve,
+    }
+    (out / LOG).write_text(json.dumps(log, indent=1) + "\n")
+    write_vision_card(out, model.config, log)
+    print(json.dumps(log["pass_rates"], indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the embedded vision-language model anew; a few CPU minutes.")
+    parser.add_argument(
+        "--out", type=Path, default=vision_path(), help="directory to write (default: inside the package)"
+    )
+    main(parser.parse_args().out, Plan())
