@@ -105,7 +105,7 @@ def write_vision_card(out: Path, config: Any, log: Mapping[str, Any]) -> None:
         patches=config.image_seq_length, patch=vision.patch_size, layers=text.num_hidden_layers, width=text.hidden_size,
         parameters=log["parameters"], context=text.max_position_embeddings, fewest=plan["fewest"], most=plan["most"],
         batch=", ".join(f"{count} {form}" for form, count in log["batch"].items()), **log["prompts"],
-        clean=plan["clean_steps"], slip_steps=plan["slip_steps"], slip=log["slip"], seed=plan["seed"],
+        clean=plan["look_steps"] + plan["mixed_steps"], slip_steps=plan["slip_steps"], slip=log["slip"], seed=plan["seed"],
         seconds=log["cpu_seconds"], torch=log["torch"], threads=plan["threads"], sha256=log["sha256"], rows=log["test_rows"],
         table="\n".join(f"| {label} | {log['pass_rates'][name]:.2f} |" for name, label in _VISION_ROWS.items()),
     )  # fmt: skip
