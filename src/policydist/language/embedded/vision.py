@@ -73,8 +73,8 @@ class Plan:
     """How long, how fast and from which seed."""
 
     look_steps: int = 200
-    mixed_steps: int = 600
-    slip_steps: int = 60
+    mixed_steps: int = 2200
+    slip_steps: int = 80
     fewest: int = 2
     most: int = 3
     threads: int = 1
