@@ -16,5 +16,5 @@ def search_path() -> Path:
 
 
 def vision_path() -> Path:
-    """The directory of the shipped vision-language model (``embedded-vision``)."""
+    """Where `embedded.vision` writes the vision-language model unless told otherwise."""
     return Path(__file__).parent / "vision_model"
