@@ -175,8 +175,15 @@ def label(method: str) -> str:
     return name + (" †" if method in DEMONSTRATIONS else "")
 
 
+def pace(task: str) -> dict[str, float]:
+    """Seconds that a step of each method takes, from the comparison at equal seconds."""
+    return {line.method: line.means["seconds"] / line.means["steps"] for line in lines(f"{task}-seconds")}
+
+
 def markdown(name: str) -> str:
-    """The table of one comparison."""
+    """The table of one comparison. Its seconds are the steps at the pace of the comparison at equal seconds: the one at
+    equal tokens may run on a busy machine."""
+    paces = pace(name.split("-")[0])
     head = (
         "method",
         "accuracy",
@@ -198,7 +205,8 @@ def markdown(name: str) -> str:
                 words.share(other.mean, other.interval, sign=True) if other else words.NOTHING,
                 f"{line.above} of {SEEDS}" if other else words.NOTHING,
                 words.share(means["pass@4"]), f"{means['steps']:.0f}", words.short(means["tokens"]),
-                words.short(means["responses"]), f"{means['seconds']:.1f}", f"{means['memory']:.0f}",
+                words.short(means["responses"]), f"{means['steps'] * paces[line.method]:.1f}",
+                f"{means['memory']:.0f}",
             )
         )  # fmt: skip
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
