@@ -16,5 +16,5 @@ def search_path() -> Path:
 
 
 def vision_path() -> Path:
-    """Where `embedded.vision` writes the vision-language model unless told otherwise."""
+    """The directory of the shipped model that sees (``embedded-vision``)."""
     return Path(__file__).parent / "vision_model"

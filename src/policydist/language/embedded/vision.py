@@ -165,7 +165,7 @@ def further(seen: Sequence[scenes.Shape], rng: np.random.Generator) -> tuple[tup
 
 
 def analysis(seen: Sequence[scenes.Shape]) -> str:
-    return f"<think>{scenes.description(seen)}</think>"
+    return scenes.thought(scenes.description(seen))
 
 
 def batches(plan: Plan) -> Iterator[list[Example]]:
@@ -263,7 +263,7 @@ def pass_rates(model: Any, processor: Any, task: Task, samples: int = 16, seed: 
         f"pass@{samples}": float(drawn.amax(1).mean()),
         "greedy": float(right([row["prompt"] for row in rows], rows, 0.0).mean()),
         "own_analysis": solved(own),
-        "true_analysis": solved([f"<think>{row['description']}</think>" for row in rows]),
+        "true_analysis": solved([scenes.thought(row["description"]) for row in rows]),
     }
     return {name: round(value, 4) for name, value in found.items()}
 

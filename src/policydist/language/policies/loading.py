@@ -17,7 +17,7 @@ from policydist.language.policies.vision import VisionPolicy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = {"embedded": "path", "embedded-search": "search_path"}
+EMBEDDED = {"embedded": "path", "embedded-search": "search_path", "embedded-vision": "vision_path"}
 """The models that come with the package, by name."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

@@ -136,7 +136,12 @@ def description(shapes: Sequence[Shape]) -> str:
 def solution(problem: Problem, rng: np.random.Generator, slip: float = 0.0) -> str:
     """A worked answer. Each place, colour and kind is misread with probability ``slip``, and the answer follows."""
     seen = misread(problem.shapes, rng, slip)
-    return f"<think>{description(seen)}</think>{boxed(answer_from(problem.question, seen, rng))}"
+    return thought(description(seen)) + boxed(answer_from(problem.question, seen, rng))
+
+
+def thought(text: str) -> str:
+    """A description as it is thought; the blank before it makes its first word the same token as the others."""
+    return f"<think> {text}</think>"
 
 
 def boxed(answer: str) -> str:
