@@ -116,19 +116,21 @@ def build_model(tokenizer: Any) -> LlavaForConditionalGeneration:
     """A Llava of some 0.3 million parameters, randomly initialised."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
+    special: dict[str, Any] = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
+    }
     vision = SiglipVisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
         image_size=3 * scenes.CELL, patch_size=scenes.CELL, vision_use_head=False,
     )  # fmt: skip
     text = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, **special,
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=PATCHES, vision_feature_select_strategy="full", vision_feature_layer=-1, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        **special,
     )  # fmt: skip
     return LlavaForConditionalGeneration(config)
 
