@@ -9,10 +9,9 @@ the wrong relation. Some traces stop to doubt (`hints`) and then go on rightly. 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ import torch
 from policydist.language.embedded import search_path
 from policydist.language.embedded.tokenizer import build_tokenizer
 from policydist.language.embedded.train import Plan as Shared
-from policydist.language.embedded.train import descend
+from policydist.language.embedded.train import descend, save
 from policydist.language.hints import HINTS
 from policydist.language.tasks.twohop import FIRST, NAMES, SECOND, fact
 from policydist.runs.seeds import derive, numpy_generator
@@ -156,20 +155,11 @@ def main(out: Path, plan: Plan) -> None:
 
     start = time.process_time()
     model, tokenizer, curve = train(plan)
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    seconds = round(time.process_time() - start, 1)
-    log = {
-        "plan": asdict(plan),
+    log = save(out, model, tokenizer, plan, curve, start)
+    log |= {
         "slips": SLIPS,
         "doubt": DOUBT,
-        "parameters": model.num_parameters(),
-        "cpu_seconds": seconds,
-        "torch": torch.__version__,
-        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
         "held_out": evaluate(out, rows=TEST_ROWS, samples=1, config={"method": "rexrag", "task": {"name": "two-hop"}}),
-        "curve": curve,
     }
     (out / LOG).write_text(json.dumps(log, indent=1) + "\n")
 

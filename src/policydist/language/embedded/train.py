@@ -174,6 +174,21 @@ def descend(model: Any, losses: Iterable[torch.Tensor], plan: Plan, every: int =
     return curve
 
 
+def save(out: Path, model: Any, reader: Any, plan: Any, curve: list[dict[str, float]], start: float) -> dict[str, Any]:
+    """Write model and tokenizer or processor to ``out``; what every training log says. ``start``: processor time at the start."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    reader.save_pretrained(out)
+    return {
+        "plan": asdict(plan),
+        "parameters": model.num_parameters(),
+        "cpu_seconds": round(time.process_time() - start, 1),
+        "torch": torch.__version__,
+        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "curve": curve,
+    }
+
+
 def main(out: Path, plan: Plan) -> None:
     """Train, measure pass rates on held-out problems, and write model, tokenizer, log and model card to ``out``."""
     from policydist.language.embedded.card import write_card
@@ -182,25 +197,16 @@ def main(out: Path, plan: Plan) -> None:
 
     start = time.process_time()
     model, tokenizer, curve = train(plan)
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    seconds = round(time.process_time() - start, 1)
+    log = save(out, model, tokenizer, plan, curve, start)
     policy = load_policy(out)
     tasks = {name: build(plan.seed, 0, TEST_ROWS) for name, build in PROCEDURAL.items()}
-    log = {
-        "plan": asdict(plan),
+    log |= {
         "slips": SLIPS,
         "batch": SHARES,
         "hard_batch": HARD_SHARES,
         "problems": POOLS,
-        "parameters": model.num_parameters(),
-        "cpu_seconds": seconds,
-        "torch": torch.__version__,
-        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
         "test_rows": TEST_ROWS,
         "pass_rates": {name: pass_rates(policy, task, task.test) for name, task in tasks.items()},
-        "curve": curve,
     }
     (out / LOG).write_text(json.dumps(log, indent=1) + "\n")
     write_card(out, model.config, log)

@@ -34,6 +34,14 @@ CONTEXT = "<image>coloured shapes on a grid."
 """What may be said without the question; ``<image>`` marks the picture's place."""
 
 _INK = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 220), "yellow": (240, 200, 30)}
+_VALUES = {"place": PLACES, "kind": KINDS, "colour": COLOURS}
+_LOOKUPS = (
+    ("colour", "what colour is the {}?", "kind", "colour"),
+    ("shape", "which shape is {}?", "colour", "kind"),
+    ("at", "which shape is at the {}?", "place", "kind"),
+    ("where", "where is the {}?", "kind", "place"),
+)
+"""Questions about one shape: their kind, wording, the attribute it is known by, and the one asked for."""
 _TOKENS_A_SHAPE = 4
 _TRIES = 30
 _DRAWN = 16
@@ -167,8 +175,10 @@ def misread(shapes: Sequence[Shape], rng: np.random.Generator, rate: float) -> t
 
 def ask(rng: np.random.Generator) -> Question:
     """One of the questions, all kinds equally often."""
-    kinds = (_what_colour, _what_shape, _what_stands, _where, _how_many, _relation)
-    return kinds[rng.integers(len(kinds))](rng)
+    kind = rng.integers(len(_LOOKUPS) + 2)
+    if kind < len(_LOOKUPS):
+        return _told(rng, *_LOOKUPS[kind])
+    return (_how_many, _relation)[kind - len(_LOOKUPS)](rng)
 
 
 def picture(problem: Problem) -> np.ndarray:
@@ -230,38 +240,19 @@ def _only(shapes: Sequence[Shape], attribute: str, value: str) -> Shape | None:
     return found[0] if len(found) == 1 else None
 
 
-def _told(source: str, text: str, wanted: tuple[str, ...], by: tuple[str, str], told: str) -> Question:
-    """A question for the attribute ``told`` of the only shape that has another attribute's value."""
-
-    def find(shapes: Sequence[Shape]) -> str | None:
-        shape = _only(shapes, *by)
-        return None if shape is None else str(getattr(shape, told))
-
-    return Question(source, text, wanted, find)
-
-
 def _pick(rng: np.random.Generator, values: tuple[str, ...]) -> str:
     return values[rng.integers(len(values))]
 
 
-def _what_colour(rng: np.random.Generator) -> Question:
-    kind = _pick(rng, KINDS)
-    return _told("colour", f"what colour is the {kind}?", COLOURS, ("kind", kind), "colour")
+def _told(rng: np.random.Generator, source: str, words: str, by: str, told: str) -> Question:
+    """A question for the attribute ``told`` of the only shape that has some value of the attribute ``by``."""
+    value = _pick(rng, _VALUES[by])
 
+    def find(shapes: Sequence[Shape]) -> str | None:
+        shape = _only(shapes, by, value)
+        return None if shape is None else str(getattr(shape, told))
 
-def _what_shape(rng: np.random.Generator) -> Question:
-    colour = _pick(rng, COLOURS)
-    return _told("shape", f"which shape is {colour}?", KINDS, ("colour", colour), "kind")
-
-
-def _what_stands(rng: np.random.Generator) -> Question:
-    place = _pick(rng, PLACES)
-    return _told("at", f"which shape is at the {place}?", KINDS, ("place", place), "kind")
-
-
-def _where(rng: np.random.Generator) -> Question:
-    kind = _pick(rng, KINDS)
-    return _told("where", f"where is the {kind}?", PLACES, ("kind", kind), "place")
+    return Question(source, words.format(value), _VALUES[told], find)
 
 
 def _how_many(rng: np.random.Generator) -> Question:
