@@ -128,6 +128,12 @@ def run(name: str, out: Path, workers: int | None) -> None:
     write_whole(KEPT / f"{name}.json", json.dumps(kept(result.path), indent=1) + "\n")
 
 
+def useful(rows: list[dict[str, Any]]) -> float:
+    """Mean over the steps of the share of groups that have a gradient; 0 for methods without groups."""
+    shares = [row["effective_groups"] for row in rows if "effective_groups" in row]
+    return sum(shares) / len(shares) if shares else 0.0
+
+
 def kept(path: Path) -> dict[str, Any]:
     """Every run's final numbers, which the page is made of."""
     data = comparison.read(path)
@@ -135,6 +141,7 @@ def kept(path: Path) -> dict[str, Any]:
         method: [
             {
                 "seed": seed, "start": rows[0][comparison.ACCURACY], "steps": rows[-1]["step"],
+                "useful": useful(rows),
                 **{key: value for key, value in comparison.measures(rows).items() if value is not None},
             }
             for seed, rows in sorted(data.curves(method).items())
@@ -163,7 +170,7 @@ def lines(name: str) -> list[Line]:
     for method, rows in runs.items():
         values = [row["accuracy"] for row in rows]
         pairs = [value - other for value, other in zip(values, base, strict=True)]
-        difference = None if method == "grpo" else comparison.estimate(pairs, exact=True)
+        difference = None if method == "grpo" else comparison.estimate(pairs)
         means = {key: sum(row.get(key, 0.0) for row in rows) / len(rows) for key in rows[0]}
         found.append(Line(method, comparison.estimate(values), difference, sum(pair > 0 for pair in pairs), means))
     return sorted(found, key=lambda line: -(line.accuracy.mean or 0.0))
@@ -190,6 +197,7 @@ def markdown(name: str) -> str:
         "minus grpo",
         "above grpo",
         "pass@4",
+        "useful groups",
         "steps",
         "tokens",
         "responses",
@@ -204,7 +212,8 @@ def markdown(name: str) -> str:
                 label(line.method), words.share(line.accuracy.mean, line.accuracy.interval),
                 words.share(other.mean, other.interval, sign=True) if other else words.NOTHING,
                 f"{line.above} of {SEEDS}" if other else words.NOTHING,
-                words.share(means["pass@4"]), f"{means['steps']:.0f}", words.short(means["tokens"]),
+                words.share(means["pass@4"]), words.share(means["useful"] or None), f"{means['steps']:.0f}",
+                words.short(means["tokens"]),
                 words.short(means["responses"]), f"{means['steps'] * paces[line.method]:.1f}",
                 f"{means['memory']:.0f}",
             )
