@@ -17,10 +17,8 @@ from rich.text import Text
 from policydist import catalog, experiment
 from policydist.claims import record
 from policydist.cli.main import show_json
+from policydist.cli.screen import screen
 from policydist.errors import UsageError, nearest
-
-WIDE = 200
-"""Characters of a line that no terminal bounds."""
 
 
 def papers(family: str | None, words: str, as_json: bool) -> int:
@@ -41,12 +39,10 @@ def papers(family: str | None, words: str, as_json: bool) -> int:
         table.add_column(column, no_wrap=column != "title")
     for row in found:
         ready = "yes" if row["implemented"] else ""
-        title = Text(
-            row["title"], no_wrap=True, overflow="ellipsis"
-        )  # a line a paper; the column gives way, not its words
+        # A line a paper: the column gives way to narrow terminals.
+        title = Text(row["title"], no_wrap=True, overflow="ellipsis")
         table.add_row(row["slug"], title, row["arxiv"], row["family"], ready, row["verdict"] or "")
-    screen = Console()
-    console = screen if screen.is_terminal else Console(width=WIDE)
+    console = screen()
     console.print(table)
     console.print(f"{len(found)} papers, {sum(bool(row['implemented']) for row in found)} implemented")
     return 0

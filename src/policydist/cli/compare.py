@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from policydist.cli.main import show_json
+from policydist.cli.screen import screen
 from policydist.errors import UsageError
 from policydist.experiment import family_of
 from policydist.report import comparison
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 SPARE = ("memory MiB", "responses", "train reward", "tokens")
 """Columns that a narrow terminal does without, the first ones first."""
-WIDE = 200
-"""Characters of a line that no terminal bounds."""
 
 
 def compare(asked: Compare) -> int:
@@ -60,14 +59,14 @@ def compare(asked: Compare) -> int:
     if asked.json:
         show_json(comparison.plain(result.path))
         return 0
-    screen = Console()
-    rows = fitting(comparison.table(result.path), screen.width if screen.is_terminal else WIDE)
+    shown_on = screen()
+    rows = fitting(comparison.table(result.path), shown_on.width)
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    (screen if screen.is_terminal else Console(width=WIDE)).print(table)
+    shown_on.print(table)
     print(f"figure: {result.path / 'curves.png'}\nreport: {page}")
     return 0
 
