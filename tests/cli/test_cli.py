@@ -366,6 +366,9 @@ def test_compare_asked_wrongly(tiny: Any, tmp_path: Path, capsys: Capture) -> No
     out = ["--out", str(tmp_path / "comparison")]
     refused(capsys, ["compare", "grpo", *out], 2, "two different methods")
     refused(capsys, ["compare", "grpo", "grpo", *out], 2, "two different methods")
+    refused(capsys, ["compare", "grpo", "a=rloo", "a=grpo", *out], 2, "two different methods", "plain=rexrag")
+    refused(capsys, ["compare", "grpo", "a/b=grpo", *out], 2, "a/b=grpo", "letters, digits")
+    refused(capsys, ["compare", "grpo", "a=dcop", *out], 2, "dcop", "dcpo")
     refused(capsys, ["compare", "grpo", "rloo", "--seeds", "0", *out], 2, "--seeds is 0")
     refused(capsys, ["compare", "grpo", "rloo", "--workers", "0", *out], 2, "workers is 0")
     refused(capsys, ["compare", "grpo", "rloo", "--set", "dcpo:lr=1", *out], 2, "dcpo", "grpo, rloo")

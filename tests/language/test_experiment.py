@@ -212,3 +212,15 @@ def test_a_comparison_goes_on_where_it_stopped_and_refuses_other_settings(tiny: 
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/model/*")} == stamps
     with pytest.raises(UsageError, match="other settings"):
         compare(["grpo", "rloo"], steps=3, out=out, **options)
+
+
+def test_a_method_is_compared_with_itself_under_a_name(tiny: Any, tmp_path: Path) -> None:
+    words = [word for word in tiny.words if not word.startswith("trackers")]
+    result = compare(
+        ["grpo", "low=grpo"], task=tiny.task, model=str(tiny.model), steps=1, seeds=1, workers=1,
+        settings=[*words, "low:train.lr=1e-9"], out=tmp_path / "comparison",
+    )  # fmt: skip
+    configs = [read_config(tmp_path / "comparison" / f"{name}-seed0") for name in ("grpo", "low")]
+    assert [config["method"] for config in configs] == ["grpo", "grpo"]
+    assert configs[1]["train"]["lr"] == 1e-9 != configs[0]["train"]["lr"]
+    assert set(result.curves) == {("grpo", 0), ("low", 0)}

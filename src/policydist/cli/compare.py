@@ -26,7 +26,7 @@ SPARE = ("memory MiB", "responses", "train reward", "tokens")
 
 def compare(asked: Compare) -> int:
     """Run the comparison, then its table, figure and page."""
-    for slug in asked.slugs:
+    for slug in (word.partition("=")[2] or word for word in asked.slugs):
         if family_of(slug) != "language":
             raise UsageError(
                 f"{slug} is an estimator without a task; compare takes methods that train a language model"
@@ -39,17 +39,18 @@ def compare(asked: Compare) -> int:
     with ExitStack() as stack:
         bars = Progress(*columns, console=console, disable=not console.is_terminal)
         stack.enter_context(bars)
-        tasks = {slug: bars.add_task(slug, total=None) for slug in asked.slugs}
-        shown = dict.fromkeys(asked.slugs, -1)
+        names = [word.partition("=")[0] for word in asked.slugs]
+        tasks = {name: bars.add_task(name, total=None) for name in names}
+        shown = dict.fromkeys(names, -1)
 
         def tell(done: dict[tuple[str, int], int], steps: int) -> None:
-            for slug, task in tasks.items():
-                count = sum(step for (method, _), step in done.items() if method == slug)
+            for name, task in tasks.items():
+                count = sum(step for (method, _), step in done.items() if method == name)
                 total = steps * asked.seeds
                 bars.update(task, completed=count, total=total)
-                if not console.is_terminal and count * 10 // total > shown[slug]:
-                    shown[slug] = count * 10 // total
-                    console.print(f"{slug}: {count} of {total} steps", highlight=False)
+                if not console.is_terminal and count * 10 // total > shown[name]:
+                    shown[name] = count * 10 // total
+                    console.print(f"{name}: {count} of {total} steps", highlight=False)
 
         result = run(
             asked.slugs, task=asked.task, model=asked.model, steps=asked.steps, seeds=asked.seeds, config=config,

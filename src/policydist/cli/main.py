@@ -103,11 +103,12 @@ class Train:
 class Compare:
     """Train several methods on the same task under the same budget; print a table with intervals, write figure and report.
 
-    Example: policydist compare grpo bnpo dcpo --task chain --seeds 4
+    Examples: policydist compare grpo bnpo dcpo --task chain --seeds 4
+              policydist compare rexrag plain=rexrag --set plain:knobs.p_rev=0
     """
 
     slugs: Positional[tuple[str, ...]]
-    """Two or more methods."""
+    """Two or more methods; NAME=METHOD takes one under a name, so that it can take part twice."""
     task: str | None = None
     """As for train."""
     model: str | None = None
@@ -119,7 +120,7 @@ class Compare:
     config: Path | None = None
     """A YAML file of settings for all methods."""
     set: Settings = ()
-    """One setting for all methods, or for one: --set bnpo:cap=100."""
+    """One setting for all methods, or for one of them by its name: --set bnpo:cap=100."""
     out: Path | None = None
     """Folder; given again, the comparison goes on where it stopped."""
     workers: int | None = None

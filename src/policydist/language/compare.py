@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,20 +45,21 @@ def compare(
 ) -> Comparison:
     """Train every method with seeds 0..K-1 and equal settings.
 
-    ``settings`` apply to all methods, ``"<method>:key=value"`` to one. A folder given again goes on where it stopped. The same
-    seed gives all methods the same prompts in the same order and the same evaluation.
+    A method may be given a name, ``"plain=rexrag"``, and so take part twice with settings of its own. ``settings`` apply to all
+    methods, ``"<name>:key=value"`` to one. A folder given again goes on where it stopped. The same seed gives all methods the
+    same prompts in the same order and the same evaluation.
 
     Raises:
         UsageError: for anything wrong with the request, before anything is run.
     """
-    if len(set(methods)) != len(methods) or len(methods) < 2:
-        raise UsageError("compare needs at least two different methods")
+    slugs = named(methods)
+    methods = list(slugs)
     if seeds < 1:
         raise UsageError(f"--seeds is {seeds}; it must be at least 1")
     short = {"task.name": task, "model.name": model, "train.steps": steps}
     words = [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
     base = {
-        method: _configure(method, methods, {**(config or {}), "trackers": []}, [*QUIET, *words, *settings])
+        method: _configure(method, slugs, {**(config or {}), "trackers": []}, [*QUIET, *words, *settings])
         for method in methods
     }
     path = Path(out) if out is not None else fresh_name(Path("runs"), f"compare-{slug(base[methods[0]].task.name)}")
@@ -82,8 +84,28 @@ def compare(
     return result
 
 
+def named(methods: Sequence[str]) -> dict[str, str]:
+    """Slugs by the names that runs, table and figure use: of ``"plain=rexrag"`` the first, else the slug itself.
+
+    Raises:
+        UsageError: for fewer than two, a name given twice, or one that cannot name a folder.
+    """
+    found = {}
+    for method in methods:
+        name, separator, rest = method.partition("=")
+        if separator and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UsageError(f"compare {method}: a name has letters, digits, dots, - and _ alone, as in plain=rexrag")
+        found[name] = rest if separator else name
+    if len(found) != len(methods) or len(methods) < 2:
+        raise UsageError(
+            "compare needs at least two different methods; to take one twice, name it: "
+            "compare rexrag plain=rexrag --set plain:knobs.p_rev=0"
+        )
+    return found
+
+
 def _configure(
-    method: str, methods: Sequence[str], config: Mapping[str, Any] | None, words: Sequence[str]
+    method: str, methods: Mapping[str, str], config: Mapping[str, Any] | None, words: Sequence[str]
 ) -> RunConfig:
     mine = []
     for word in words:
@@ -94,7 +116,7 @@ def _configure(
             mine += [rest] if owner == method else []
         else:
             mine.append(word)
-    return configure(method, config, mine)
+    return configure(methods[method], config, mine)
 
 
 def _seeded(config: RunConfig, seed: int) -> RunConfig:
