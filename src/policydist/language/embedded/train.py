@@ -65,15 +65,15 @@ class Plan:
         return self.base_steps + self.hard_steps
 
 
-def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
-    """A Qwen2 of three layers and some 0.3 million parameters, randomly initialised."""
+def build_model(tokenizer: PreTrainedTokenizerBase, width: int = 96, layers: int = 3) -> Qwen2ForCausalLM:
+    """A Qwen2, randomly initialised; some 0.3 million parameters at the embedded model's own size."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=3,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
