@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from policydist.claims import record
-from policydist.cli.main import main
+from policydist.cli.main import main, parse
 from policydist.errors import PolicydistError
+from policydist.language.experiment import assemble, configure
+from policydist.language.world import World
 from policydist.runs.directory import read_metrics, read_status
 
 Capture = pytest.CaptureFixture[str]
@@ -68,6 +71,15 @@ def test_show_gives_text_and_json(slug: str, capsys: Capture) -> None:
         assert data["title"][:30] in text
     if slug == "bnpo":
         assert "policydist claim bnpo" in text
+
+
+@pytest.mark.parametrize("slug", ["herl", "doge", "brpo", "icpo", "dump", "rexrag", "bnpo"])
+def test_the_command_that_show_prints_is_not_refused(slug: str, capsys: Capture) -> None:
+    assert main(["show", slug]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("policydist train ")]
+    asked = parse(shlex.split(line)[1:])
+    words = [*(f"task.name={name}" for name in [asked.task] if name), "task.train_size=32", "task.test_size=8"]
+    assemble(configure(asked.slug, {}, [*words, *asked.set]), World())
 
 
 def test_show_of_a_paper_without_a_method_says_so(capsys: Capture) -> None:

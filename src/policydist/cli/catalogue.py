@@ -70,8 +70,8 @@ def describe(slug: str) -> dict[str, Any]:
         data["knobs_help"] = " ".join((method.Config.__doc__ or "").split())
         data["knob_help"] = knob_help(method.Config)
         data["differences"] = list(getattr(method, "DIFFERENCES", ()))
-        given = "--task arithmetic" if owners[slug] == "language" else "--data FILE"
-        data["run"] = f"policydist train {slug} {given}"
+        given = "--data FILE" if owners[slug] == "estimation" else getattr(method, "EXAMPLE", "--task arithmetic")
+        data["run"] = f"policydist train {slug} {given}".strip()
         if slug in known:
             data["claim"] = f"policydist claim {slug}"
     return data
@@ -131,5 +131,5 @@ def show(slug: str, as_json: bool) -> int:
             console.print(f"  - {line}")
     for key in ("run", "claim"):
         if key in data:
-            console.print(f"\n{data[key]}", highlight=False)
+            console.print(f"\n{data[key]}", highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -34,6 +34,9 @@ DIFFERENCES: tuple[str, ...] = (
 )
 """Where paper, released code and this module part."""
 
+EXAMPLE = "--task chain --set knobs.answer_tokens=4"
+"""What ``policydist show`` adds to ``policydist train NAME``: answers are as short as the task's."""
+
 
 @dataclass(frozen=True)
 class Config(LossConfig):

@@ -42,6 +42,12 @@ DIFFERENCES: tuple[str, ...] = (
 )
 """Where paper, released code and this module part."""
 
+EXAMPLE = (
+    "--task chain --steps 60 --set knobs.stage1_steps=20 --set knobs.stage2_steps=40 "
+    "--set 'knobs.analysis_prompt=\"{context}:\"' --set 'knobs.solver_prompt=\"{context}{question}{analysis}\"'"
+)
+"""What ``policydist show`` adds to ``policydist train NAME``: contexts apart from questions, prompts for the embedded model."""
+
 
 @dataclass(frozen=True)
 class Config(LossConfig):

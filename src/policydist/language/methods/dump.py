@@ -32,6 +32,9 @@ DIFFERENCES: tuple[str, ...] = (
 )
 """Where paper, released code and this module part."""
 
+EXAMPLE = "--task mix:arithmetic,chain,logic"
+"""What ``policydist show`` adds to ``policydist train NAME``: several sources to choose from."""
+
 
 @dataclass(frozen=True)
 class Config(LossConfig):

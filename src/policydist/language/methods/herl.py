@@ -35,6 +35,9 @@ DIFFERENCES: tuple[str, ...] = (
 )
 """Where paper, released code and this module part."""
 
+EXAMPLE = "--task multi --set task.options.rubric=true --set 'knobs.template=\"{unmet},{met}:\"'"
+"""What ``policydist show`` adds to ``policydist train NAME``: rows with a rubric, a revision prompt for the embedded model."""
+
 Denominators = Literal["same_prompt", "hindsight", "none"]
 _DENOMINATORS: Mapping[str, Denominator] = {"same_prompt": "same_prompt", "hindsight": "behavior", "none": "none"}
 

@@ -32,6 +32,9 @@ DIFFERENCES: tuple[str, ...] = (
 )
 """Where paper, released code and this module part."""
 
+EXAMPLE = "--task multi --set 'knobs.example=\"{answer}\"' --set 'knobs.question=\"{question}\"'"
+"""What ``policydist show`` adds to ``policydist train NAME``: examples in the form that the embedded model knows."""
+
 
 @dataclass(frozen=True)
 class Config(LossConfig):

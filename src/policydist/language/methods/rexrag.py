@@ -50,6 +50,9 @@ DIFFERENCES: tuple[str, ...] = (
 DEFAULTS: Mapping[str, Any] = {"task": {"name": "two-hop"}, "model": {"name": "embedded-search"}}
 """What ``policydist train rexrag`` runs on when nothing is asked for."""
 
+EXAMPLE = ""
+"""What ``policydist show`` adds to ``policydist train rexrag``: nothing."""
+
 EPISODES = True
 """A response is an episode with a search engine, in evaluation too."""
 
