@@ -278,12 +278,13 @@ def test_the_paper_form_takes_the_format_of_the_answers() -> None:
         assert (float(rollouts.rewards.min()), float(rollouts.rewards.max())) == pytest.approx(bounds)
 
 
-def test_a_killed_run_resumes_with_the_same_solver_and_pool(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reward", ["code", "random"])
+def test_a_killed_run_resumes_with_the_same_solver_and_pool(tmp_path: Path, reward: str) -> None:
     from policydist.language.experiment import configure
     from policydist.runs.directory import Run
 
     config = replace(CONFIG, steps=11, save_every=1, keep=20)
-    knobs = {"seed_pool": "filter", "pool_low": 0.0, "pool_high": 0.9}
+    knobs = {"seed_pool": "filter", "pool_low": 0.0, "pool_high": 0.9, "reward": reward}
 
     def fresh(run: Run | None) -> Trainer:
         trainer, _ = made(Shortcut.draw(8, train=40), config, **knobs)
@@ -300,6 +301,64 @@ def test_a_killed_run_resumes_with_the_same_solver_and_pool(tmp_path: Path) -> N
             keys = [key for key in expected if not key.startswith(("seconds", "memory"))]
             assert {key: found[key] for key in keys} == {key: expected[key] for key in keys}
         assert same(weights(again.policy), weights(whole.policy))
+
+
+# --- rewards without a Solver ----------------------------------------------------------------------------------------
+
+
+def blindly(reward: str, step: int = 0, shift: float = 0.0, seed: int = 2) -> tuple[Trainer, Rollouts]:
+    """Analyses of one step under a control reward; nothing may judge them."""
+    world = Shortcut.draw(3)
+    with torch.no_grad():
+        world.policy.core.mention += shift * torch.arange(6.0)
+
+    def judge(rollouts: Rollouts, ctx: Context) -> Rollouts:
+        raise AssertionError("stage 1 asked for a judgement")
+
+    setting = replace(world.setting(12, 8), judge=judge)
+    config = doge.Config(**EXACT, stage1_steps=9, stage2_steps=1, reward=reward)  # type: ignore[arg-type]
+    trainer = Trainer(world.policy, doge.build(config, setting), replace(CONFIG, seed=seed))
+    trainer.ctx.step = step
+    return trainer, trainer.recipe.sampler(trainer.recipe.curriculum.select(trainer.ctx), trainer.ctx)
+
+
+def test_control_rewards_ask_no_solver_and_cost_the_analyses_alone() -> None:
+    for reward in ("constant", "random"):
+        trainer, analyses = blindly(reward)
+        assert trainer.ctx.responses == len(analyses) == 12 * 4
+        assert trainer.ctx.generated == 48 * MENTIONS
+        assert trainer.recipe.extensions == ()
+        assert not any(name.startswith("sampler/") for name in trainer.kept())
+        assert {"doge/pass_rate", "doge/too_long"}.isdisjoint(trainer.ctx.metrics)
+    with_solver, _ = made(Shortcut.draw(3))
+    with_solver.step()
+    assert with_solver.ctx.responses == 12 * (4 + 4 * 4)
+
+
+def test_a_random_reward_knows_nothing_of_the_analysis() -> None:
+    _, first = blindly("random")
+    _, other = blindly("random", shift=2.0)
+    assert first.rewards is not None
+    assert not torch.equal(first.response_ids, other.response_ids)
+    assert torch.equal(first.rewards, other.rewards)  # type: ignore[arg-type]
+    for again in (blindly("random", step=1), blindly("random", seed=5)):
+        assert not torch.equal(first.rewards, again[1].rewards)  # type: ignore[arg-type]
+    drawn = torch.cat([blindly("random", step=step)[1].rewards for step in range(9)])  # type: ignore[misc]
+    assert float(drawn.min()) >= 0
+    assert float(drawn.max()) < 1
+    assert float(drawn.mean()) == pytest.approx(1 / 2, abs=0.06)
+    assert float(drawn.std()) == pytest.approx(12**-0.5, abs=0.03)
+
+
+def test_a_constant_reward_teaches_nothing_until_stage_two() -> None:
+    world = Shortcut.draw(3)
+    trainer, _ = made(world, reward="constant")
+    start = weights(world.policy)
+    for _ in range(3):
+        assert trainer.step()["reward"] == 1.0
+        assert same(weights(world.policy), start)
+    trainer.step()
+    assert not same(weights(world.policy), start)
 
 
 # --- the pool --------------------------------------------------------------------------------------------------------

@@ -55,8 +55,9 @@ class Config(LossConfig):
     each with the policy at its start as frozen Solver, or always with the model ``solver_model`` behind ``solver_url``.
     ``analyses`` a context at ``analysis_temperature`` get ``solver_samples`` answers each (``solver_temperature``,
     ``solver_top_p``, ``solver_max_new_tokens``: null takes the policy's); ``analysis_clip_high`` is stage 1's ``clip_high``.
-    ``reward``: paper or code form, with weight ``beta`` of the format; ``mask`` false leaves the question in; ``truncation`` caps
-    importance weights (null: none). ``seed_pool``: between rounds keep the problems of pass rate ``pool_low`` to ``pool_high`` in
+    ``reward`` of an analysis: paper or code form, with weight ``beta`` of the format; or, as controls that ask no Solver, the same
+    for all (constant) or a random number (random). ``mask`` false leaves the question in; ``truncation`` caps importance weights
+    (null: none). ``seed_pool``: between rounds keep the problems of pass rate ``pool_low`` to ``pool_high`` in
     ``pool_samples`` tries (filter), or as many random ones (random). ``analysis_prompt`` ({context}) and ``solver_prompt``
     ({context}, {question}, {analysis}) are templates. ``solver_timeout`` seconds and ``solver_retries`` are for the endpoint."""
 
@@ -76,7 +77,7 @@ class Config(LossConfig):
     solver_model: str | None = None
     solver_timeout: float = 120.0
     solver_retries: int = 3
-    reward: Literal["code", "paper"] = "code"
+    reward: Literal["code", "paper", "constant", "random"] = "code"
     beta: float = 0.1
     mask: bool = True
     truncation: float | None = 2.0
@@ -171,12 +172,12 @@ class Rounds:
 class TwoStages:
     """Judged analyses of masked contexts in stage 1, judged direct answers in stage 2."""
 
-    def __init__(self, config: Config, setting: Setting, source: contexts.ContextSource, solver: Solver) -> None:
+    def __init__(self, config: Config, setting: Setting, source: contexts.ContextSource, solver: Solver | None) -> None:
         self.config, self.setting, self.source, self.solver = config, setting, source, solver
 
     def __call__(self, prompts: Prompts, ctx: Context) -> Rollouts:
         config = self.config
-        if ctx.step % config.period == 0:
+        if self.solver is not None and ctx.step % config.period == 0:
             self.solver.renew(ctx)
         stage = 1 if config.analysing(ctx.step) else 2
         ctx.log("doge/round", ctx.step // config.period + 1)
@@ -184,11 +185,14 @@ class TwoStages:
         return self.analyse(prompts, ctx) if stage == 1 else self.answer(prompts, ctx)
 
     def analyse(self, prompts: Prompts, ctx: Context) -> Rollouts:
-        """Stage 1: analyses, each rewarded by the Solver's answers to the whole question with it at hand."""
+        """Stage 1: analyses, each rewarded by the Solver's answers to the whole question with it at hand, or blindly."""
         config = self.config
         shown = self.source.analysis_prompts(prompts, config.mask)
         sampling = replace(self.setting.sampling, temperature=config.analysis_temperature)
         analyses = ctx.generate(shown, sampling, "analysis")
+        if config.reward == "constant" or config.reward == "random":
+            ctx.log("doge/format", self.source.analysis_formats(analyses).mean())
+            return replace(analyses, rewards=blind_reward(len(analyses), config.reward, ctx).to(analyses.group.device))
         rates, formats = self.solve(analyses, ctx)
         if config.reward == "code":
             formats = self.source.analysis_formats(analyses)
@@ -198,7 +202,8 @@ class TwoStages:
 
     def solve(self, analyses: Rollouts, ctx: Context) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """Of each analysis, the mean reward and the mean format of the Solver's answers with it; 0 if it is too long to read."""
-        config, setting = self.config, self.setting
+        config, setting, solver = self.config, self.setting, self.solver
+        assert solver is not None
         length = config.solver_max_new_tokens or setting.sampling.max_new_tokens
         sampling = replace(
             setting.sampling, temperature=config.solver_temperature, top_p=config.solver_top_p, top_k=0,
@@ -212,7 +217,7 @@ class TwoStages:
         if bool(fits.any()):
             wanted = asked.select(fits)
             wanted = replace(wanted, samples=torch.full_like(wanted.samples, config.solver_samples))
-            answers = ctx.judge(setting.judge, self.solver.answer(wanted, sampling, ctx))
+            answers = ctx.judge(setting.judge, solver.answer(wanted, sampling, ctx))
             place = fits.to(rates.device)
             share = 1 / config.solver_samples
             rates[place] = per_group(rewards_of(answers), answers.group, len(wanted)) * share
@@ -228,7 +233,7 @@ class TwoStages:
 
     def tensors(self) -> dict[str, Tensor]:
         """The frozen Solver's weights, for checkpoints."""
-        return self.solver.tensors()
+        return {} if self.solver is None else self.solver.tensors()
 
 
 @dataclass(frozen=True)
@@ -263,17 +268,24 @@ class Preparation:
         """The Solver does not follow the policy."""
 
 
+def blind_reward(count: int, form: Literal["constant", "random"], ctx: Context) -> Float[Tensor, " N"]:
+    """Rewards that know nothing of what they are given for: all 1, or uniform in [0, 1), of seed and step alone."""
+    return torch.ones(count) if form == "constant" else torch.rand(count, generator=ctx.generator("blind reward"))
+
+
 def per_group(values: Float[Tensor, " N"], group: Int[Tensor, " N"], groups: int) -> Float[Tensor, " Q"]:
     """Sum of the values in each of the groups 0, 1, …"""
     return torch.zeros(groups, device=values.device).index_add(0, group, values)
 
 
-def find_solver(config: Config, setting: Setting) -> Solver:
-    """A frozen copy of the policy, or the endpoint named.
+def find_solver(config: Config, setting: Setting) -> Solver | None:
+    """A frozen copy of the policy, or the endpoint named; None where rewards need no Solver.
 
     Raises:
         UsageError: an endpoint for a task without text, or an address that is none.
     """
+    if config.reward in ("constant", "random"):
+        return None
     if config.solver_url is None or config.solver_model is None:
         return FrozenCopy()
     tokenizer = getattr(setting.source, "tokenizer", None)
@@ -293,5 +305,5 @@ def build(config: Config, setting: Setting) -> Recipe:
         curriculum=Rounds(config, setting),
         sampler=TwoStages(config, setting, source, solver),
         objective=StagedObjective(config),
-        extensions=(Preparation(solver),),
+        extensions=() if solver is None else (Preparation(solver),),
     )
