@@ -27,6 +27,7 @@ from policydist.functional import (
     rollouts_until_mixed,
     softmax_probabilities,
     solve_knapsack,
+    stage_of,
     task_value,
     thompson_rates,
     top_rows,
@@ -291,6 +292,18 @@ def test_source_probabilities_are_monotone_and_sum_to_one() -> None:
     assert softmax_probabilities(rates(1, 3, 3), 0.0).tolist() == [0.0, 0.5, 0.5]
     with pytest.raises(UsageError, match="tau is -1"):
         softmax_probabilities(rates(1), -1.0)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+def test_stages_follow_each_other_for_their_steps(lengths: list[int]) -> None:
+    in_order = [stage for stage, length in enumerate(lengths) for _ in range(length)]
+    assert [stage_of(step, lengths) for step in range(len(in_order) + 3)] == in_order + [len(lengths) - 1] * 3
+
+
+def test_stages_need_steps() -> None:
+    for lengths in ([], [2, 0]):
+        with pytest.raises(UsageError, match="each needs a step"):
+            stage_of(0, lengths)
 
 
 def test_expected_learnability_is_the_mean_absolute_advantage() -> None:

@@ -136,15 +136,60 @@ def test_another_mixture_does_not_resume() -> None:
         told(["a", "c"]).load_state_dict(told(["a", "b"]).state_dict())
 
 
-def test_a_resumed_run_draws_as_if_never_stopped(tmp_path: Path) -> None:
-    rows = chains().train()
+STAGES = {"stages": ("hopeless", 2, "1", 0, "solved"), "stage_steps": 2}
+
+
+def test_static_stages_draw_one_source_after_the_other_and_stay_at_the_last() -> None:
+    work = chains(**STAGES)
+    found = []
+    for step in range(12):
+        work.ctx.step = step
+        rows = curriculum(work).select(work.ctx).index
+        source = curriculum(work).owner[rows].unique()
+        assert len(source) == 1
+        name = curriculum(work).names[int(source)]
+        assert work.ctx.metrics[f"dump/share/{name}"] == 1.0
+        found.append(name)
+    assert found == [name for name in ("hopeless", "2", "1", "0", "solved") for _ in range(2)] + ["solved"] * 2
+
+
+def test_a_stage_without_a_length_draws_as_often_as_its_source_has_rows() -> None:
+    bandit = told(["a"] * 130 + ["b"] * 64 + ["c"], stages=("b", "a", "c"))
+    assert bandit.lengths == [1, 3, 1]
+    names = [bandit.names[int(bandit.shares(step).argmax())] for step in range(7)]
+    assert names == ["b", "a", "a", "a", "c", "c", "c"]
+
+
+def test_failures_rank_sources_by_what_is_not_solved() -> None:
+    work = chains(signal="failure", prompts=40)
+    for _ in range(3):
+        work.step()
+    found, names = curriculum(work).statistics.learnability(), curriculum(work).names
+    assert float(found[names.index("solved")]) == 0.0
+    assert float(found[names.index("hopeless")]) == 1.0  # where advantages see nothing
+    level = [float(found[names.index(str(d))]) for d in range(3)]
+    assert 0 < level[0] < level[1] < level[2]
+
+
+def test_stages_that_do_not_fit_the_sources_are_refused() -> None:
+    for stages in (("a",), ("a", "c"), ("a", "b", "b"), ()):
+        with pytest.raises(UsageError, match="must name each source once: a, b"):
+            told(["a", "b"], stages=stages)
+    for knobs in ({"stage_steps": 3}, {"stages": ("a",), "stage_steps": 0}):
+        with pytest.raises(UsageError, match=r"stage_steps is \d; it must be at least 1, and needs stages"):
+            dump.Config(**knobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("knobs", [{}, STAGES, {"signal": "failure"}])
+def test_a_resumed_run_draws_as_if_never_stopped(tmp_path: Path, knobs: dict[str, object]) -> None:
+    rows = chains(**knobs).train()
     pool = Pool.chains(3, each=4, pure=True)
-    recipe = dump.build(dump.Config(), pool.setting(16, 4))
+    recipe = dump.build(dump.Config(**knobs), pool.setting(16, 4))  # type: ignore[arg-type]
     part = Trainer(pool.policy, recipe, CONFIG, run=Run.create(tmp_path / "r", CONFIG))
     for _ in range(4):
         part.step()
     part.save()
-    again = chains()
+    again = chains(**knobs)
     again.restore(next((tmp_path / "r" / "checkpoints").glob("step-*")))
     for one, other in zip(rows[4:], again.train(), strict=True):
         for name in ("reward", "loss", "kl", "dump/share/0", "dump/learnability/1"):

@@ -6,6 +6,9 @@ that somebody else keeps; nothing here knows what a step or a data set is.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -247,6 +250,18 @@ def softmax_probabilities(scores: Float[Tensor, " S"], tau: float) -> Float[Tens
         best = (scores == scores.max()).to(scores.dtype)
         return best / best.sum()
     return (scores / tau).softmax(0)
+
+
+def stage_of(step: int, lengths: Sequence[int]) -> int:
+    """The stage (from 0) that step ``step`` (from 0) belongs to when stages of ``lengths`` steps follow each other; the last
+    goes on for ever.
+
+    Raises:
+        UsageError: no stages, or one without steps.
+    """
+    if not lengths or min(lengths) < 1:
+        raise UsageError(f"stages of {list(lengths)} steps; there must be one, and each needs a step")
+    return min(bisect_right(list(accumulate(lengths)), step), len(lengths) - 1)
 
 
 def expected_learnability(p: Float[Tensor, " *M"], size: int) -> Float[Tensor, " *M"]:
