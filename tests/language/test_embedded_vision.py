@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_the_files_are_small_and_the_ones_that_were_trained():
 
 def test_the_log_states_the_settings_in_the_script():
     assert LOG["plan"] == asdict(vision.Plan())
-    assert (LOG["slip"], LOG["batch"]) == (vision.SLIP, vision.SHARES)
+    assert (LOG["slip"], LOG["mistold"], LOG["batches"]) == (vision.SLIP, vision.MISTOLD, vision.STAGES)
     assert LOG["cpu_seconds"] < 12 * 60
 
 
@@ -49,7 +50,8 @@ def test_recorded_pass_rates_leave_room_and_hope():
     rates = LOG["pass_rates"]
     assert 0.3 <= rates["pass@1"] <= 0.65
     assert rates["pass@16"] > 0.85
-    assert rates["greedy"] > rates["pass@1"]
+    assert rates["greedy"] > rates["pass@1"] + 0.1
+    assert rates["true_analysis"] > rates["own_analysis"] + 0.1, "a better description is worth something to the Solver"
 
 
 def test_the_shipped_weights_have_the_recorded_pass_rate(loaded):
@@ -59,12 +61,27 @@ def test_the_shipped_weights_have_the_recorded_pass_rate(loaded):
     assert abs(accuracy(loaded, many, temperature=1.0) - LOG["pass_rates"]["pass@1"]) < 0.2
 
 
-def test_answers_depend_on_the_picture(loaded):
-    asked = [row for row in TASK.test if row["source"] == "colour"]
+@pytest.mark.parametrize(("kind", "least"), [("colour", 0.85), ("shape", 0.8), ("at", 0.7), ("count", 0.7)])
+def test_answers_follow_from_the_picture(loaded, kind, least):
+    asked = [row for row in TASK.test if row["source"] == kind]
     own = accuracy(loaded, asked)
     others = [{**row, "image": asked[i - 1]["image"]} for i, row in enumerate(asked)]
-    assert own > 0.85, "colours are what it knows best"
-    assert accuracy(loaded, others) < own - 0.4
+    assert own > least
+    assert accuracy(loaded, others) < own - 0.3
+
+
+def test_as_solver_it_goes_by_the_analysis_whatever_the_picture_shows(loaded):
+    asked = [row for row in TASK.test if row["source"] in ("colour", "shape")]
+    pairs = [(row, {**other, "image": row["image"]}) for row, other in pairwise(asked) if row != other]
+    shown = [
+        vision.SOLVER_PROMPT.format(
+            context=told["context"],
+            question=told["question"],
+            analysis=contexts.neutral(scenes.thought(told["description"])),
+        )
+        for _, told in pairs
+    ]
+    assert accuracy(loaded, [told for _, told in pairs], shown) > 0.8
 
 
 def test_it_describes_what_it_sees_in_the_form_that_doge_judges(loaded):

@@ -46,15 +46,15 @@ It is no use for anything but the task `scenes`: questions about drawings of col
   {patch}x{patch} pixels, and a Qwen2 of {layers} layers and width {width}; {parameters:,} parameters in float32, context
   {context}. One token per printable ASCII character, and one for each word of the task.
 - **Data**: drawings, questions and worked answers drawn by the package itself, {fewest} to {most} shapes each; no drawing on the
-  test side of any seed is among them. Three forms ({batch} of a batch):
+  test side of any seed is among them. Three forms of prompt:
   - direct: `{direct}`
   - analysis: `{analysis}`
   - Solver: `{solver}`
 
-  {clean} steps on true descriptions, then {slip_steps} steps on descriptions in which each attribute is misread with
-  probability {slip}.
-- **Limits**: it sees, and it answers what colour a shape has; what else follows from a description it mostly guesses, from a
-  true one too. It is there to run the whole path on images, not to show what a method can do.
+  It first learnt to read: to retell descriptions, and to answer as Solver without a picture. Steps, and sequences of each form
+  in a batch: {stages}.
+  Then {slip_steps} steps on descriptions in which each attribute is misread with probability {slip}, so that it knows how to look and
+  is yet unsure: reinforcement learning has something to do.
 - **Training**: `python -m policydist.language.embedded.vision`, seed {seed}, {seconds:.0f} CPU seconds, torch {torch},
   {threads} thread. Curve and settings: `training_log.json`. SHA-256 of `model.safetensors`:
   `{sha256}`.
@@ -108,9 +108,13 @@ def write_vision_card(out: Path, config: Any, log: Mapping[str, Any]) -> None:
         architecture=config.architectures[0], vision_layers=vision.num_hidden_layers, vision_width=vision.hidden_size,
         patches=config.image_seq_length, patch=vision.patch_size, layers=text.num_hidden_layers, width=text.hidden_size,
         parameters=log["parameters"], context=text.max_position_embeddings, fewest=plan["fewest"], most=plan["most"],
-        batch=", ".join(f"{count} {form}" for form, count in log["batch"].items()), **log["prompts"],
-        clean=plan["look_steps"] + plan["mixed_steps"], slip_steps=plan["slip_steps"], slip=log["slip"], seed=plan["seed"],
+        stages="; ".join(f"{plan[f'{stage}_steps']} of {_sequences(forms)}" for stage, forms in log["batches"].items()),
+        **log["prompts"], slip_steps=plan["slip_steps"], slip=log["slip"], seed=plan["seed"],
         seconds=log["cpu_seconds"], torch=log["torch"], threads=plan["threads"], sha256=log["sha256"], rows=log["test_rows"],
         table="\n".join(f"| {label} | {share:.2f} |" for label, share in shares.items()),
     )  # fmt: skip
     (out / "README.md").write_text(card)
+
+
+def _sequences(forms: Mapping[str, int]) -> str:
+    return " + ".join(f"{count} {form}" for form, count in forms.items())

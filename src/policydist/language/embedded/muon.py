@@ -27,6 +27,8 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix from its gradient."""
         for group in self.param_groups:
             for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
                 gradient = matrix.grad.flatten(1)
                 mean = self.state[matrix].setdefault("mean", torch.zeros_like(gradient))
                 mean.mul_(group["momentum"]).add_(gradient)
