@@ -53,8 +53,8 @@ It is no use for anything but the task `scenes`: questions about drawings of col
 
   It first learnt to read: to retell descriptions, and to answer as Solver without a picture. Steps, and sequences of each form
   in a batch: {stages}.
-  Then {slip_steps} steps on descriptions in which each attribute is misread with probability {slip}, so that it knows how to look and
-  is yet unsure: reinforcement learning has something to do.
+  Then {slip_steps} steps on descriptions in which each attribute is misread with probability {slip}, so that it knows how to look
+  and is yet unsure: reinforcement learning has something to do.
 - **Training**: `python -m policydist.language.embedded.vision`, seed {seed}, {seconds:.0f} CPU seconds, torch {torch},
   {threads} thread. Curve and settings: `training_log.json`. SHA-256 of `model.safetensors`:
   `{sha256}`.
