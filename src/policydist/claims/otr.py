@@ -1,18 +1,31 @@
-"""OTR (arXiv 2509.26313): mislabelled demonstrations, equality with DFT in expectation, the price on clean data, variance."""
+"""OTR (arXiv 2509.26313): mislabelled demonstrations, equality with DFT in expectation, the price on clean data, variance,
+and what a language model forgets while it learns another form of answer."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from policydist.claims.conditions import Beyond, Every, Inside, Intersects, Point
-from policydist.claims.declare import Arm, Claim, Deviation, Job, Metric, Rule, Setting
+from policydist.claims.declare import Arm, Claim, Deviation, Job, Metric, Rule, Setting, Tuning
 from policydist.claims.estimands import Contrast, Trend, difference, value
 from policydist.functional.supervised import dft_loss, otr_loss
-from policydist.language.trainer import TrainConfig
+from policydist.language.evaluate import Evaluation
+from policydist.language.experiment import assemble, configure
+from policydist.language.judges import TaskJudge
+from policydist.language.prompts import TextPrompts
+from policydist.language.supervised import TextDemonstrations
+from policydist.language.tasks.base import Row, Task
+from policydist.language.tasks.procedural import MARKER, PROCEDURAL
+from policydist.language.trainer import TrainConfig, Trainer
+from policydist.language.types import Policy, Rollouts, Sampling
+from policydist.language.world import World, to_rollouts
 from policydist.language.worlds import run
 from policydist.language.worlds.supervised import ShiftedDomain
 from policydist.runs import seeds
@@ -53,6 +66,81 @@ def identity(job: Job) -> Mapping[str, Mapping[str, float]]:
         found[f"k{k}"] = {"log_variance": math.log(float(torch.stack(drawn).var(0).mean()))}
     return found
 
+
+def forget(job: Job) -> Mapping[str, float]:
+    """Tune the embedded model on sums answered in another form until the held-out loss of that form is down at ``level``: what
+    it has lost on the way, losses interpolated between the last two steps, pass rates after the last."""
+    sums, *others = (
+        PROCEDURAL[name](job.seed, job["rows"] if name == "arithmetic" else 1, job["test_rows"]) for name in TASKS
+    )
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "demonstrations.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in restated(sums.train)))
+        words = [
+            f"task.name=jsonl:{file}", f"train.seed={job.seed}", f"train.lr={job['lr']}", f"train.steps={job['steps']}",
+            f"rollout.prompts={job['prompts']}", "model.device=cpu",
+        ]  # fmt: skip
+        config = configure(job["method"], None, words)
+        parts = assemble(config, World())
+    policy, trainer = parts.policy, Trainer(parts.policy, parts.recipe, config.train)
+    watched = [written(policy, rows) for rows in (restated(sums.test), sums.test, *(task.test for task in others))]
+    passed = pass_rate(policy, others, job["samples"])
+    path = [[loss(policy, text) for text in watched]]
+    while not trainer.finished:
+        trainer.step()
+        path.append([loss(policy, text) for text in watched])
+        if path[-1][0] <= job["level"]:
+            break
+    if path[-1][0] > job["level"]:
+        return {"diverged": 1.0, "reached": 0.0, "steps": float(len(path) - 1), **dict.fromkeys(LOST, math.nan)}
+    start, before, after = path[0], path[-2], path[-1]
+    share = min(1.0, max(0.0, (before[0] - job["level"]) / (before[0] - after[0])))
+    lost = [b + share * (a - b) - s for s, b, a in zip(start, before, after, strict=True)]
+    return {
+        "reached": 1.0, "steps": len(path) - 2 + share, "own_form": lost[1], "forgotten": sum(lost[2:]) / len(others),
+        "pass_lost": passed - pass_rate(policy, others, job["samples"]),
+    }  # fmt: skip
+
+
+def restated(rows: Sequence[Row]) -> list[Row]:
+    """Sums whose last result stands behind ``=`` and again behind the marker: ``45-18=27#27`` for ``45-18#27``."""
+    return [
+        {**row, "completion": str(row["completion"]).replace(MARKER, "=") + MARKER + str(row["answer"])} for row in rows
+    ]
+
+
+def written(policy: Any, rows: Sequence[Row]) -> Rollouts:
+    """The rows' completions as responses to their prompts."""
+    source = TextPrompts(rows, policy.tokenizer, LONGEST)
+    prompts = source.take(torch.arange(len(rows)), 1)
+    return to_rollouts(prompts, TextDemonstrations(source, "completion", LONGEST).demonstrate(prompts))
+
+
+@torch.no_grad()
+def loss(policy: Policy, text: Rollouts) -> float:
+    """Mean negative log-probability of the responses' tokens, in nats."""
+    mask = text.response_mask
+    return float(-(policy.score(text).logprobs * mask).sum() / mask.sum())
+
+
+def pass_rate(policy: Any, tasks: Sequence[Task], samples: int) -> float:
+    """Mean over tasks of the held-out accuracy of single samples."""
+    rates = [
+        Evaluation(
+            TextPrompts(task.test, policy.tokenizer, LONGEST), TaskJudge(task, policy.tokenizer),
+            Sampling(task.max_new_tokens), len(task.test), samples,
+        ).measure(policy)["eval/accuracy"]
+        for task in tasks
+    ]  # fmt: skip
+    return sum(rates) / len(rates)
+
+
+TASKS = ("arithmetic", "chain", "logic", "multi", "countdown")
+"""What the embedded model can do; the first is tuned on, the others may be forgotten."""
+LOST = ("own_form", "forgotten", "pass_lost")
+LONGEST = 256
+RATE = 3e-3
+"""The learning rate, of two, that brought SFT and OTR further down on development seeds."""
 
 KS = (4, 16, 64, 256)
 
@@ -202,5 +290,79 @@ CLAIMS = (
             Rule("exact gradient - (1 - beta) DFT's", value("gap", "exact"), Every(high=1e-12)),
         ),
         cannot_show="that the variance matters for training: K = 4 and K = 64 end alike in C1",
+    ),
+    Claim(
+        id="otr.C5",
+        statement="Tuned on demonstrations in another form than its own, a language model has forgotten less of its other tasks by "
+        "OTR than by supervised fine-tuning, once the held-out loss of the new form is equally far down.",
+        source="fewer benchmarks below the base model than with SFT (qualitative: the tables could not be read)",
+        arxiv="2509.26313",
+        arms=(
+            Arm("otr", "method", {"method": "otr"}),
+            Arm("sft", "baseline", {"method": "sft"}),
+            Arm("dft", "baseline", {"method": "dft"}),
+            Arm("sft_fast", "broken", {"method": "sft", "lr": 10 * RATE}),
+        ),
+        metrics=(
+            Metric("forgotten", "lower", "nats a token"),
+            Metric("own_form", "lower", "nats a token"),
+            Metric("pass_lost", "lower"),
+            Metric("steps", "none"),
+            Metric("reached", "none"),
+        ),
+        unit=forget,
+        n_units=5,
+        budget_s=3600,
+        settings={
+            "level": Setting(2.0, "tuned"),
+            "lr": Setting(RATE, "tuned"),
+            "steps": Setting(60, "reconstructed"),
+            "prompts": Setting(32, "default"),
+            "rows": Setting(1024, "reconstructed"),
+            "test_rows": Setting(64, "reconstructed"),
+            "samples": Setting(2, "reconstructed"),
+        },
+        smoke={"steps": 1, "level": 1e9, "rows": 64, "test_rows": 4},
+        rules=(
+            Rule("loss on the other tasks, OTR - SFT", difference("forgotten", "otr", "sft"), Beyond("<")),
+            Rule("pass rate lost on the other tasks, OTR - SFT", difference("pass_lost", "otr", "sft"), Beyond("<")),
+            Rule("loss on the own form, OTR - SFT", difference("own_form", "otr", "sft"), Beyond("<"), must=False),
+            Rule("loss on the other tasks, DFT - SFT", difference("forgotten", "dft", "sft"), Beyond("<"), must=False),
+            Rule(
+                "loss on the other tasks, OTR - DFT",
+                difference("forgotten", "otr", "dft"),
+                Inside(-0.01, 0.01),
+                must=False,
+            ),
+        ),
+        sanity=(
+            Rule("SFT comes down to the level", value("reached", "sft"), Every(1, 1)),
+            Rule("ten times the rate forgets more", difference("forgotten", "sft_fast", "sft"), Beyond(">")),
+        ),
+        deviations=(
+            Deviation(
+                "the model in the package, sums whose last result is written twice (45-18=27#27 for 45-18#27), four other tasks",
+                "minutes on a CPU",
+                "SCALED_DOWN",
+            ),
+            Deviation("beta -0.1, kappa 1.0", "the paper's text could not be read"),
+            Deviation(
+                "one learning rate for all, the faster of two for OTR and for SFT; DFT takes OTR's, which it equals in expectation",
+                "the paper gives both the same optimiser settings",
+                "OWN_CHOICE",
+            ),
+            Deviation(
+                "compared where the held-out loss of the new form crosses 2 nats a token, from some 3.5: losses between two "
+                "steps, pass rates after the second",
+                "at equal steps the faster method would have moved further; OTR comes this far in reasonable time",
+                "OWN_CHOICE",
+            ),
+            Deviation(
+                "a run that has not come down after 60 steps counts as the worst seen", "fixed beforehand", "OWN_CHOICE"
+            ),
+        ),
+        cannot_show="models of billions of parameters, to which few tokens of a demonstration are as unlikely as a new form is to "
+        "this one; the rest of the way down",
+        tuning=Tuning(2, {"lr": (1e-3, 3e-3)}),
     ),
 )
