@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from policydist.errors import UsageError
-from policydist.functional import anytime_advantage, budget_prior, budget_segments, dr_grpo_advantage, group_centred
+from policydist.functional import (
+    anytime_advantage,
+    budget_prior,
+    budget_segments,
+    dr_grpo_advantage,
+    group_centred,
+    grpo_advantage,
+    length_shaped,
+)
+from policydist.integrations.hosting import hosted
 from policydist.language.experiment import Parts, assemble, configure
 from policydist.language.methods import brpo
 from policydist.language.recipe import Context, Setting
@@ -184,3 +193,64 @@ def test_it_needs_text_or_a_world_that_answers() -> None:
     setting = Setting(world.setting(2, 2).source, world.judge, Sampling(3), 2, 2)
     with pytest.raises(UsageError, match="give it a task with text"):
         brpo.build(brpo.Config(cuts=1), setting)
+
+
+# --- its baseline, GRPO with a length penalty ------------------------------------------------------------------------
+
+PENALISED = ("task.name=countdown", *(word for word in SHORT[1:] if "answer" not in word))
+LIMIT = 19
+
+
+def shorter(form: str, judged: bool) -> tuple[Rollouts, Rollouts, dict[str, float], dict[str, float]]:
+    """The embedded model's responses before and after credit, all of them right unless ``judged``; metrics; a real step's row."""
+    own = assemble(configure("grpo", None, [*PENALISED, f"length_penalty={form}"]), World())
+    ctx = Context(own.policy, 4)
+    rollouts = ctx.judge(own.recipe.judge, own.recipe.sampler(own.recipe.curriculum.select(ctx), ctx))
+    if not judged:
+        ones = torch.ones(len(rollouts))
+        rollouts = replace(rollouts, rewards=ones, extras={"reward/accuracy": ones})
+    found = own.recipe.credit(rollouts, ctx)
+    config = TrainConfig(steps=1, lr=0.1, optimiser="sgd", grad_clip=0, seed=4)
+    return rollouts, found, ctx.metrics, Trainer(own.policy, own.recipe, config).step()
+
+
+@pytest.mark.parametrize("form", ["absolute", "relative"])
+def test_a_length_penalty_shapes_advantages_and_leaves_the_reward_alone(form: Any) -> None:
+    rollouts, found, metrics, row = shorter(form, judged=True)
+    assert rollouts.rewards is not None
+    shaped = length_shaped(
+        rollouts.rewards, rollouts.rewards > 0.5, rollouts.lengths, rollouts.group, form, max_length=LIMIT
+    )
+    expected = grpo_advantage(shaped, rollouts.group).unsqueeze(1) * rollouts.response_mask
+    torch.testing.assert_close(advantages(found), expected)
+    assert torch.equal(found.rewards, rollouts.rewards)  # type: ignore[arg-type]
+    assert metrics["shaped_reward"] == pytest.approx(float(shaped.mean()))
+    assert row["shaped_reward"] == pytest.approx(metrics["shaped_reward"])
+    assert row["reward"] == pytest.approx(float(rollouts.rewards.mean()))
+    assert 0 < row["shaped_reward"] < row["reward"]
+
+
+@pytest.mark.parametrize("form", ["absolute", "relative"])
+def test_of_right_responses_the_shorter_gain_and_their_groups_count(form: str) -> None:
+    rollouts, found, metrics, _ = shorter(form, judged=False)
+    differing = 0
+    for q in rollouts.group.unique():
+        own = rollouts.group == q
+        length, advantage = rollouts.lengths[own], advantages(found)[own, 0]
+        if len(length.unique()) > 1:
+            differing += 1
+            assert bool((advantage[length == length.min()] > 0).all())
+            assert bool((advantage[length == length.max()] < 0).all())
+        else:
+            assert not bool(advantage.any())
+    assert differing > 0
+    assert metrics["effective_groups"] == differing / 4
+
+
+def test_a_length_penalty_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"length_alpha is 1\.0"):
+        configure("grpo", None, ["length_alpha=1.0"])
+    hosted("grpo", {"length_penalty": "absolute"}, "TRL", 8)
+    hosted("grpo", {"length_penalty": "relative"}, "verl", 1)
+    with pytest.raises(UsageError, match="verl tells an estimator no length limit"):
+        hosted("grpo", {"length_penalty": "absolute"}, "verl", 1)

@@ -95,7 +95,7 @@ from policydist.functional.mixed import (
     shaping_weight,
     truncated_importance_weight,
 )
-from policydist.functional.overlong import overlong_penalty
+from policydist.functional.overlong import length_shaped, overlong_penalty
 from policydist.functional.resume import (
     HintPool,
     keep_likely,
@@ -173,6 +173,7 @@ __all__ = [
     "info_gain",
     "keep_likely",
     "kl_estimate",
+    "length_shaped",
     "mixed_groups",
     "mixed_policy_loss",
     "mixture_logprobs",

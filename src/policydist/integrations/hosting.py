@@ -130,6 +130,11 @@ def refuse(method: str, config: Any, host: str) -> None:
             f"{method} cannot run inside {host} with dynamic sampling, which draws prompts until the batch is full: "
             "set the knob dynamic_sampling to False"
         )
+    if host == "verl" and getattr(config, "length_penalty", None) == "absolute":
+        raise UsageError(
+            f"{method} cannot run inside verl with length_penalty=absolute: verl tells an estimator no length limit. "
+            "Set length_penalty=relative"
+        )
     if getattr(config, "apply", None) == "weight":
         raise UsageError(
             f"{method} cannot run inside {host} with apply=weight, an ablation whose weights evaluation groups lack: "
