@@ -1,14 +1,18 @@
-"""ICPO (arXiv 2510.26519): guided rollouts open a closed task, only if the guidance works; what rejection is worth."""
+"""ICPO (arXiv 2510.26519): guided rollouts open a closed task, only if the guidance works; what rejection is worth; text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from policydist.claims.conditions import Beyond, Intersects, Point
-from policydist.claims.declare import Arm, Claim, Deviation, Job, Metric, Rule, Setting
+from policydist.claims.conditions import Beyond, Every, Intersects, Point
+from policydist.claims.declare import Arm, Claim, Deviation, Job, Metric, Rule, Setting, Tuning
 from policydist.claims.estimands import difference, value
+from policydist.language.guided import ExamplePrompts
+from policydist.language.methods import icpo
 from policydist.language.trainer import TrainConfig
+from policydist.language.worlds import alphabets, pretrained, run
 from policydist.language.worlds.steered import ClosedTask, traced
+from policydist.runs.seeds import torch_generator
 
 
 def learn(job: Job) -> Mapping[str, float]:
@@ -26,10 +30,37 @@ def learn(job: Job) -> Mapping[str, float]:
     }
 
 
+def text(job: Job) -> Mapping[str, float]:
+    """Held-out accuracy of a small transformer before and after training, and before it behind an example."""
+    policy = pretrained.policy(alphabets.corpus, job["pretraining"], job.seed)
+    world = pretrained.TextWorld(policy, alphabets.task(job.seed, job["rows"], job["test_rows"]))
+    setting = world.setting(job["prompts"], job["samples"])
+    before = world.score(job["test_samples"])
+    steering, generator = icpo.examples(icpo.Config(**alphabets.KNOBS), setting), torch_generator(job.seed, "shown")
+    assert isinstance(steering, ExamplePrompts)  # as for any task with text
+    behind = [{**row, "prompt": steering.with_examples(row["prompt"], generator)} for row in world.task.test]
+    shown = world.score(job["test_samples"], behind)
+    knobs = {"kl_coef": 0.0, **alphabets.KNOBS, **job["knobs"]} if job["method"] == "icpo" else {}
+    rows = run(job["method"], knobs, policy, setting, TrainConfig(steps=job["steps"], lr=job["lr"], seed=job.seed))
+    accepted = [row.get("icpo/accepted", 0.0) for row in rows]
+    return {
+        "success": world.score(job["test_samples"]),
+        "auc": sum(row["reward"] for row in rows) / len(rows),
+        "accepted": sum(accepted) / len(accepted),
+        "zero_shot": before,
+        "steering": shown - before,
+    }
+
+
 def arm(name: str, role: str, samples: int = 8, strength: float = 3.0, **knobs: object) -> Arm:
     method = "grpo" if name.startswith("grpo") else "icpo"
     settings = {"method": method, "samples": samples, "strength": strength, "knobs": knobs}
     return Arm(name, role, settings)  # type: ignore[arg-type]
+
+
+def read(name: str, role: str, method: str, samples: int = 8, **knobs: object) -> Arm:
+    """An arm of the claim on text."""
+    return Arm(name, role, {"method": method, "samples": samples, "knobs": knobs})  # type: ignore[arg-type]
 
 
 METRICS = (Metric("success", "higher"), Metric("auc", "higher"), Metric("accepted", "none"))
@@ -113,5 +144,67 @@ CLAIMS = (
         ),
         deviations=SMALL,
         cannot_show="the cost of a misleading example in a language model, whose wrong answers are not random",
+    ),
+    Claim(
+        id="icpo.C3",
+        statement="A small transformer that writes numbers in alphabets which it can only know from an example opens the task by "
+        "one rollout of eight drawn behind an example; GRPO with as many rollouts, or one more, does not.",
+        source="main result and ablation of implicit expert forcing",
+        arxiv="2510.26519",
+        arms=(
+            read("icpo", "method", "icpo"),
+            read("grpo_8", "baseline", "grpo"),
+            read("grpo_9", "baseline", "grpo", samples=9),
+            read("unrelated", "ablation", "icpo", example_column="unrelated"),
+        ),
+        metrics=(*METRICS, Metric("zero_shot", "none"), Metric("steering", "none")),
+        unit=text,
+        n_units=6,
+        budget_s=3600,
+        settings={
+            "pretraining": Setting(260, "reconstructed"),
+            "rows": Setting(512, "reconstructed"),
+            "test_rows": Setting(128, "reconstructed"),
+            "test_samples": Setting(4, "default"),
+            "prompts": Setting(16, "default"),
+            "steps": Setting(100, "reconstructed"),
+            "lr": Setting(2e-3, "tuned"),
+        },
+        smoke={"pretraining": 2, "steps": 1, "rows": 16, "test_rows": 4, "test_samples": 2},
+        rules=(
+            Rule("ICPO - GRPO", difference("success", "icpo", "grpo_8"), Beyond(">", 0.5)),
+            Rule("ICPO - GRPO with 9 samples", difference("success", "icpo", "grpo_9"), Beyond(">", 0.5)),
+            Rule(
+                "examples of other tasks - GRPO",
+                difference("success", "unrelated", "grpo_8"),
+                Intersects(-0.02, 0.02),
+                must=False,
+            ),
+        ),
+        sanity=(
+            Rule("an example helps before training", value("steering", "icpo"), Beyond(">", 0.3)),
+            Rule("all start from the same model", difference("steering", "icpo", "grpo_8"), Every(0, 0)),
+            Rule("GRPO is at its known level", value("success", "grpo_8"), Point(0.0, 0.4)),
+        ),
+        deviations=(
+            Deviation(
+                "a transformer of two layers, made for this family of tasks, and answers of five characters",
+                "a minute of training a unit on a CPU",
+                "SCALED_DOWN",
+            ),
+            Deviation(
+                "no KL term, one learning rate for all arms, found on development seeds",
+                "the published rate belongs to models ten thousand times as large",
+                "SCALED_DOWN",
+            ),
+            Deviation(
+                "all questions share one rule, and the examples are answered questions of the training set itself",
+                "what an example can tell is then known exactly",
+                "OWN_CHOICE",
+            ),
+        ),
+        tuning=Tuning(3, {"lr": (1e-3, 2e-3, 3e-3)}),
+        cannot_show="whether examples tell a real language model anything that its weights do not hold, and what is gained where "
+        "questions have no rule in common",
     ),
 )
