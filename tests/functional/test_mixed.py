@@ -18,13 +18,16 @@ from policydist.functional import (
     clipped_surrogate,
     expert_calibrated_loss,
     expert_gap,
+    exploration_weight,
     grpo_advantage,
     hindsight_bonus,
     hybrid_group_advantage,
     mixed_policy_loss,
     mixture_logprobs,
+    multiple_importance_ratio,
     off_policy_loss,
     off_policy_ratio,
+    rl_plus_loss,
     select_candidates,
     select_replacements,
     shaping_weight,
@@ -128,6 +131,65 @@ def test_mixture_limits() -> None:
     torch.testing.assert_close(mixture_logprobs(logp, never, 0.2), logp + math.log(0.8))
     with pytest.raises(UsageError, match="share is 1"):
         mixture_logprobs(logp, logp, 1.0)
+
+
+# --- RL-PLUS ---------------------------------------------------------------------------------------------------------
+
+
+def test_rl_plus_by_hand() -> None:
+    # pi = 0.36, pi_old = 0.2: pi_omega = 0.6, ratio 0.72 / 0.8 = 0.9, weight sqrt(0.64) = 0.8
+    logp, old = double(0.36).log().view(1, 1), double(0.2).log().view(1, 1)
+    assert float(multiple_importance_ratio(logp, old)) == pytest.approx(0.9)
+    assert float(exploration_weight(logp)) == pytest.approx(0.8)
+    assert float(rl_plus_loss(logp, old, torch.full((1, 1), -2.0))) == pytest.approx(1.44)
+    # over 10 tokens: pi_omega = 0.15, ratio 0.72 / 0.35
+    assert float(rl_plus_loss(logp, old, torch.ones(1, 1), gamma=2, uniform=0.1)) == pytest.approx(
+        -0.4096 * 0.72 / 0.35
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-9, -1e-3), st.floats(-9, -1e-3), st.floats(0, 3), st.floats(-3, 3), st.sampled_from([1.0, 0.05]))
+def test_the_gradient_of_rl_plus_leaves_weight_and_old_policy_alone(
+    log_p: float, log_old: float, gamma: float, advantage: float, uniform: float
+) -> None:
+    logp = torch.tensor([[log_p]], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([[log_old]], dtype=torch.float64, requires_grad=True)
+    loss = rl_plus_loss(logp, old, torch.full((1, 1), advantage), gamma=gamma, uniform=uniform)
+    (found,) = torch.autograd.grad(loss.sum(), logp)
+    weight = (1 - math.exp(log_p)) ** gamma  # held while the ratio is differentiated
+    plain = slope(lambda x: multiple_importance_ratio(x.view(1, 1), old.detach(), uniform).sum(), log_p)
+    assert float(found) == pytest.approx(-advantage * weight * plain, rel=1e-5, abs=1e-9)
+    assert torch.autograd.grad(rl_plus_loss(logp, old, loss.detach()).sum(), old, allow_unused=True) == (None,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-15, 0), st.floats(-2, 2), st.floats(1e-3, 1))
+def test_the_ratio_is_bounded_where_the_plain_one_is(log_old: float, drift: float, uniform: float) -> None:
+    logp, old = double(log_old + drift).view(1, 1), double(log_old).view(1, 1)
+    found = float(multiple_importance_ratio(logp, old, uniform))
+    assert found <= 4 / 3 * math.exp(drift) * (1 + 1e-9)
+    assert found <= 4 * math.exp(log_old + drift) / uniform * (1 + 1e-9)
+    assert float(multiple_importance_ratio(logp, old, 0.0)) == pytest.approx(4 / 3 * math.exp(drift))
+
+
+def test_rl_plus_of_an_expert_like_the_old_policy_is_the_unclipped_surrogate() -> None:
+    logp, old, a = numbers(5, 4), numbers(5, 4, seed=1), numbers(5, 1, seed=2)
+    plain = clipped_surrogate(logp, old, a, clip_low=1.0, clip_high=math.inf)
+    torch.testing.assert_close(rl_plus_loss(logp, old, a, gamma=0.0, uniform=old.exp()), plain)
+
+
+def test_what_the_policy_is_sure_of_weighs_nothing_and_rounding_is_harmless() -> None:
+    sure = torch.tensor([[0.0, 1e-7, -1e-4, -60.0]], requires_grad=True)
+    assert exploration_weight(sure).tolist()[0] == pytest.approx([0.0, 0.0, 0.01, 1.0], abs=1e-5)
+    assert not exploration_weight(sure).requires_grad
+    assert exploration_weight(sure, 0.0).tolist() == [[1.0] * 4]
+    loss = rl_plus_loss(sure, sure.detach(), torch.ones(1, 1))
+    assert bool(torch.isfinite(torch.autograd.grad(loss.sum(), sure)[0]).all())
+    with pytest.raises(UsageError, match="gamma is -1"):
+        exploration_weight(sure, -1)
+    with pytest.raises(UsageError, match="uniform is -1"):
+        multiple_importance_ratio(sure, sure, -1)
 
 
 # --- experts ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ log-probabilities, expert-calibrated exploration, and the selection rules of gui
 
 N responses, T tokens. Losses are to be minimised, per token, not yet masked or averaged (see `aggregation`); advantages
 and every log-probability but the policy's own are constants. Sources: HeRL (arXiv 2603.20046), ICPO (2510.26519),
-CalibRL (2602.20197), LUFFY (2504.14945), REX-RAG (2508.08149), DoGe (2512.06835).
+CalibRL (2602.20197), LUFFY (2504.14945), RL-PLUS (2508.00222), REX-RAG (2508.08149), DoGe (2512.06835).
 """
 
 from __future__ import annotations
@@ -87,6 +87,59 @@ def mixture_logprobs(
         raise UsageError(f"the mixture's share is {share}; it must lie in [0, 1)")
     mixed = torch.logaddexp(torch.log1p(-weight) + logprobs, weight.log() + other_logprobs)
     return torch.where(weight == 0, logprobs, mixed)
+
+
+def multiple_importance_ratio(
+    logprobs: Float[Tensor, "N T"],
+    old_logprobs: Float[Tensor, "N T"],
+    uniform: float | Float[Tensor, "N T"] = 1.0,
+) -> Float[Tensor, "N T"]:
+    """``2 pi / (pi_omega + pi_old)`` with ``pi_omega = (pi_old + U) / 2``, the estimate of an expert's unknown density.
+
+    U >= 0 is the density of an expert of whom nothing is known, 1 in the released code; the other half of the belief is
+    that the expert is the old policy. At most ``4/3 pi / pi_old``, and at most ``4 pi / U``: bounded wherever pi is
+    near pi_old, however unlikely the token. ``U = pi_old`` gives the plain ratio ``pi / pi_old``. ``old_logprobs`` are a
+    constant. Source: RL-PLUS, arXiv 2508.00222, section 3.1 (eq. 4, theorem 3.1).
+
+    Raises:
+        UsageError: a negative ``uniform``.
+    """
+    density = torch.as_tensor(uniform, dtype=logprobs.dtype, device=logprobs.device)
+    if bool((density < 0).any()):
+        raise UsageError(f"uniform is {uniform}; a density must not be negative")
+    old = old_logprobs.detach()
+    expert = mixture_logprobs(old, density.log().expand_as(old), 0.5)
+    return off_policy_ratio(logprobs, mixture_logprobs(old, expert, 0.5))
+
+
+def exploration_weight(logprobs: Float[Tensor, "*shape"], gamma: float = 0.5) -> Float[Tensor, "*shape"]:
+    """``(1 - pi)^gamma``, a constant: what the policy finds unlikely counts in full, what it is sure of not at all.
+
+    ``gamma = 0`` switches it off. Source: RL-PLUS, arXiv 2508.00222, section 3.2 (eq. 6), after the focal loss.
+
+    Raises:
+        UsageError: a negative ``gamma``.
+    """
+    if gamma < 0:
+        raise UsageError(f"gamma is {gamma}; it must not be negative")
+    return (-torch.expm1(logprobs.detach())).clamp(min=0).pow(gamma)  # rounding may put log pi above 0
+
+
+def rl_plus_loss(
+    logprobs: Float[Tensor, "N T"],
+    old_logprobs: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N #T"],
+    *,
+    gamma: float = 0.5,
+    uniform: float | Float[Tensor, "N T"] = 1.0,
+) -> Float[Tensor, "N T"]:
+    """``-A (1 - sg pi)^gamma 2 pi / (pi_omega + pi_old)`` on an expert's tokens, without clipping.
+
+    `exploration_weight` times `multiple_importance_ratio`; the gradient on log pi is the loss itself. Source: RL-PLUS,
+    arXiv 2508.00222, section 3.3 (second term of eq. 7).
+    """
+    weight = exploration_weight(logprobs, gamma)
+    return -advantages.detach() * weight * multiple_importance_ratio(logprobs, old_logprobs, uniform)
 
 
 def mixed_policy_loss(

@@ -35,6 +35,7 @@ NEEDS = {
     "remax": "a greedy response to every prompt",
     "rexrag": "episodes with a search engine, of which failed ones are cut and played on behind a hint",
     "rft": "a supervised loss on the accepted samples alone",
+    "rl_plus": "an expert's response in every group",
     "sft": "responses from the data in place of samples, the task of TRL's SFTTrainer",
     "subnetworks": "the trainer's weights before and after every step",
     "vade": "to choose each step's prompts by their success rates",
