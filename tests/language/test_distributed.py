@@ -30,15 +30,16 @@ for job in json.loads(sys.argv[1]):
 
 
 def jobs(tiny: Any, folder: Path) -> list[dict[str, Any]]:
-    """GRPO with a KL penalty and mini-batches, DCPO, and GRPO with fewer prompts than processes."""
+    """GRPO with a KL penalty and mini-batches, DCPO, DPO's pairs, and GRPO with fewer prompts than processes."""
     common = [*tiny.words, "eval_every=2", "trackers=[tensorboard]"]
     cases = {
         "grpo": ["kl_coef=0.1", "train.updates=2", "train.micro_tokens=40"],
         "dcpo": ["rollout.prompts=3"],
+        "dpo": ["rollout.prompts=5", "train.updates=2", "train.micro_tokens=1"],
         "one-prompt": ["rollout.prompts=1", "rollout.samples=6"],
     }
     return [
-        {"method": "dcpo" if name == "dcpo" else "grpo", "task": tiny.task, "model": str(tiny.model),
+        {"method": name if name in ("dcpo", "dpo") else "grpo", "task": tiny.task, "model": str(tiny.model),
          "settings": [*common, *words], "out": str(folder / name)}
         for name, words in cases.items()
     ]  # fmt: skip

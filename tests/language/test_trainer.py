@@ -138,7 +138,9 @@ def test_an_entropy_bonus_raises_entropy() -> None:
     assert rows[1] > rows[0] + 0.05
 
 
-@pytest.mark.parametrize("slug", ["grpo", "bnpo", "dcpo", "aepo", "rloo", "dr_grpo", "reinforce_pp", "ppo", "gspo"])
+@pytest.mark.parametrize(
+    "slug", ["grpo", "bnpo", "dcpo", "aepo", "rloo", "dr_grpo", "reinforce_pp", "ppo", "gspo", "dpo"]
+)
 def test_a_group_of_one_and_equal_rewards_are_no_error(slug: str) -> None:
     config = replace(FAST, steps=2)
     assert bool(torch.isfinite(trained(slug, config, samples=1)).all())
@@ -151,7 +153,7 @@ def test_a_group_of_one_and_equal_rewards_are_no_error(slug: str) -> None:
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slug", ["grpo", "dcpo", "aepo", "dapo", "ppo"])
+@pytest.mark.parametrize("slug", ["grpo", "dcpo", "aepo", "dapo", "ppo", "dpo"])
 def test_a_resumed_run_gives_the_uninterrupted_metrics(slug: str, tmp_path: Path) -> None:
     config = TrainConfig(steps=6, lr=0.05, warmup=2, schedule="cosine", updates=2, save_every=3, seed=4)
     knobs = {"entropy_on": "main"} if slug == "aepo" else {}

@@ -99,6 +99,7 @@ from policydist.functional.mixed import (
     truncated_importance_weight,
 )
 from policydist.functional.overlong import length_shaped, overlong_penalty
+from policydist.functional.preference import best_worst_pairs, dpo_loss, dpo_margin
 from policydist.functional.resume import (
     HintPool,
     keep_likely,
@@ -135,6 +136,7 @@ __all__ = [
     "allocate_rollouts",
     "annealed_bonus",
     "anytime_advantage",
+    "best_worst_pairs",
     "beta_moments",
     "bhattacharyya",
     "bnpo_advantage",
@@ -152,6 +154,8 @@ __all__ = [
     "decomposed_advantage",
     "density_bound",
     "discounted_returns",
+    "dpo_loss",
+    "dpo_margin",
     "dr_grpo_advantage",
     "effective_gradient_ratio",
     "entropy_from_logits",

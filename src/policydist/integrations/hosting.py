@@ -24,6 +24,7 @@ NEEDS = {
     "calibrl": "an expert's response to every prompt, scored by the policy",
     "dft": "responses from the data in place of samples, the task of TRL's SFTTrainer",
     "doge": "contexts whose question is hidden, and a frozen Solver's pass rate on them",
+    "dpo": "pairs of responses side by side in one loss, the task of TRL's DPOTrainer",
     "dump": "to choose each step's prompts by source",
     "grpo_sft": "an expert's response in every group",
     "herl": "revisions of the group's best responses, judged before credit is given",

@@ -157,7 +157,9 @@ class Extension(Protocol):
 @dataclass(frozen=True)
 class Recipe:
     """Five parts, and what they need from the trainer: a value head, a frozen reference policy, extensions. ``episodes``: how
-    prompts are played in evaluation where a response takes several turns."""
+    prompts are played in evaluation where a response takes several turns. ``together``: rows that the objective must see at
+    once, each so many consecutive ones that credit leaves, such as the two of a pair; they are never torn apart by mini-batches,
+    micro-batches or processes, and the objective must not be sparse."""
 
     curriculum: Curriculum
     sampler: Sampler
@@ -166,6 +168,7 @@ class Recipe:
     objective: Objective
     needs_values: bool = False
     needs_reference: bool = False
+    together: int = 1
     extensions: tuple[Extension, ...] = ()
     episodes: Episodes | None = None
 

@@ -143,8 +143,10 @@ class Trainer:
             known = ctx.score(rollouts, ctx.reference).logprobs
             rollouts = replace(rollouts, extras={**rollouts.extras, "reference_logprobs": known})
         totals: dict[str, list[float]] = {}
+        together = self.recipe.together
+        count = together * math.ceil(len(rollouts) / together / config.updates)
         for _ in range(config.epochs):
-            for batch in rollouts.split(math.ceil(len(rollouts) / config.updates)):
+            for batch in rollouts.split(count):
                 for name, value in self.minibatch(batch).items():
                     totals.setdefault(name, []).append(value)
         for name, values in totals.items():
@@ -156,15 +158,17 @@ class Trainer:
         ctx = self.ctx
         ctx.norm = Norm(float(batch.response_mask.sum()), float(len(batch)), batch.response_ids.shape[1])
         kept, row = drop_idle(batch, ctx) if self.recipe.objective.sparse else (batch, {})
-        share = ctx.world.share(len(kept))
-        mine = kept if ctx.world.size == 1 else kept.select(torch.arange(share.start, share.stop))
-        parts = list(micro_batches(mine, self.config.micro_tokens))
+        together = self.recipe.together
+        share = ctx.world.share(len(kept) // together)
+        own = torch.arange(together * share.start, together * share.stop)
+        mine = kept if ctx.world.size == 1 else kept.select(own)
+        parts = list(micro_batches(mine, self.config.micro_tokens, together))
         rounds = max(ctx.world.gather(len(parts)))
         self.optimiser.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for number in range(rounds):
             # A process that has run out of rows still takes part in the gradient exchange, with weight zero.
-            part, weight = (parts[number], 1.0) if number < len(parts) else (batch.select(torch.tensor([0])), 0.0)
+            part, weight = (parts[number], 1.0) if number < len(parts) else (batch.select(torch.arange(together)), 0.0)
             with self.accumulating(last=number == rounds - 1):
                 loss, numbers = self.recipe.objective(self.policy, part.trimmed(), ctx)
                 self.backward(loss * weight * ctx.world.size)
@@ -386,11 +390,12 @@ def drop_idle(batch: Rollouts, ctx: Context) -> tuple[Rollouts, Row]:
     return batch.select(busy), {"entropy": float(nll)}
 
 
-def micro_batches(batch: Rollouts, tokens: int) -> Iterator[Rollouts]:
-    """Consecutive rows whose real tokens add up to at most ``tokens`` (one row at the least)."""
-    sizes = (batch.prompt_mask.sum(1) + batch.lengths).tolist()
+def micro_batches(batch: Rollouts, tokens: int, together: int = 1) -> Iterator[Rollouts]:
+    """Consecutive rows whose real tokens add up to at most ``tokens``; ``together`` rows at the least, and multiples of it."""
+    sizes = (batch.prompt_mask.sum(1) + batch.lengths).view(-1, together).sum(1).tolist()
     start, total = 0, 0
-    for row, size in enumerate(sizes):
+    for bundle, size in enumerate(sizes):
+        row = together * bundle
         if row > start and total + size > tokens:
             yield batch.select(torch.arange(start, row, device=batch.group.device))
             start, total = row, 0
@@ -398,7 +403,7 @@ def micro_batches(batch: Rollouts, tokens: int) -> Iterator[Rollouts]:
     if start == 0 and sizes:
         yield batch
     elif sizes:
-        yield batch.select(torch.arange(start, len(sizes), device=batch.group.device))
+        yield batch.select(torch.arange(start, len(batch), device=batch.group.device))
 
 
 def make_optimiser(parameters: list[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
