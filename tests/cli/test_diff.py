@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from policydist.cli.main import main
-from policydist.functional.sparsity import overlap, subnetwork_mask, update_rank, update_sparsity
+from policydist.functional.sparsity import changed, overlap, subnetwork_mask, update_rank, update_sparsity
 from policydist.runs import difference
 from policydist.runs.safefiles import INDEX
 
@@ -100,6 +100,32 @@ def test_shards_folders_runs_and_half_precision_give_the_same(
     own = asked(capsys, pair[0], prefixed)
     assert own["sparsity"] == expected
     assert "names differ" in own["notes"][0]
+
+
+def test_pieces_of_every_type_and_shape_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(4)
+    shapes: tuple[tuple[int, ...], ...] = ((), (0,), (5, 0), (1,), (13, 7), (64, 33))
+    kinds = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    start = {f"layers.{i}.w": 0.01 * torch.randn(shapes[i % 6], generator=generator) for i in range(24)}
+    after = {n: x * (1 + 0.02 * (torch.rand(x.shape, generator=generator) < 0.5)) for n, x in start.items()}
+    for folder, tensors, turn in (("a", start, 0), ("b", after, 1)):
+        (tmp_path / folder).mkdir()
+        for shard in range(3):
+            part = {n: x.to(kinds[(i + turn) % 4]) for i, (n, x) in enumerate(tensors.items()) if i % 3 == shard}
+            save_file(part, tmp_path / folder / f"model-{shard}.safetensors")
+        table = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(tensors)}
+        (tmp_path / folder / INDEX).write_text(json.dumps({"weight_map": table}))
+    stored = [
+        {n: x for shard in range(3) for n, x in load_file(tmp_path / folder / f"model-{shard}.safetensors").items()}
+        for folder in ("a", "b")
+    ]
+    expected = {name: int(changed(x, stored[1][name], "bf16", 0.0).sum()) for name, x in stored[0].items()}
+    for piece, workers in ((2**20, 1), (50, 4)):
+        monkeypatch.setattr(difference, "PIECE", piece)
+        found = difference.compare(tmp_path / "a", tmp_path / "b", workers=workers, tolerances=(0.0, 1e-4))
+        assert {name: entry.changed for name, entry in found.sparsity.per_param.items()} == expected
+        beyond = sum(int(changed(x, stored[1][name], "bf16", 1e-4).sum()) for name, x in stored[0].items())
+        assert found.at[1e-4] == 1 - beyond / found.parameters
 
 
 def test_text_figure_and_mask(pair: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:

@@ -56,6 +56,45 @@ def test_counting_on_bits_is_comparing_values(seed: int, exponent: float, tol: f
     assert count_changes(x[keep], y[keep], (tol,), "fp32") == [int(changed(x[keep], y[keep], "fp32", tol).sum())]
 
 
+def by_definition(x: Tensor, y: Tensor, tol: float) -> int:
+    """Entry by entry in Python's floats; a bit pattern that did not change is no change."""
+    pairs = zip(x.bfloat16().flatten(), y.bfloat16().flatten(), strict=True)
+    return sum(
+        int(a.view(torch.int16)) != int(b.view(torch.int16)) and not abs(float(a) - float(b)) <= tol for a, b in pairs
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (7, 9), (2, 3, 5)])
+@pytest.mark.parametrize("kinds", [("bfloat16", "bfloat16"), ("float16", "bfloat16"), ("float32", "float16")])
+def test_counts_are_the_definition_at_every_shape_and_type(
+    shape: tuple[int, ...], kinds: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparsity, "_PIECE", 16)
+    generator = torch.Generator().manual_seed(3)
+    x = 0.004 * torch.randn(shape, generator=generator)
+    y = x + 1e-5 * torch.randn(shape, generator=generator)
+    if x.numel() > 8:
+        nan, inf = math.nan, math.inf
+        x.view(-1)[:8] = torch.tensor([nan, inf, -inf, nan, 1.0, inf, 0.0, 3e38])
+        y.view(-1)[:8] = torch.tensor([nan, inf, inf, 1.0, nan, 1.0, -0.0, -3e38])
+    old, new = x.to(getattr(torch, kinds[0])), y.to(getattr(torch, kinds[1]))
+    tolerances = (0.0, 1e-6, 1e-5, 1.0)
+    assert count_changes(old, new, tolerances) == [by_definition(old, new, tol) for tol in tolerances]
+    if x.dim() == 2:
+        assert count_changes(old.T, new.T, tolerances) == count_changes(old, new, tolerances)
+
+
+def test_every_bfloat16_against_its_neighbours() -> None:
+    codes = torch.arange(-(2**15), 2**15).to(torch.int16)
+    values = codes.view(torch.bfloat16)
+    finite = torch.isfinite(values)
+    for step in (0, 1, 2, 5):
+        others = (codes + step).view(torch.bfloat16)
+        x, y = values[finite & torch.isfinite(others)], others[finite & torch.isfinite(others)]
+        tolerances = (0.0, 2.0**-17, 1e-5, 1e-2)
+        assert count_changes(x, y, tolerances) == [int(changed(x, y, "bf16", tol).sum()) for tol in tolerances]
+
+
 def test_sparsity_is_one_at_home_symmetric_and_grows_with_the_tolerance() -> None:
     start = weights()
     after = moved(start, 1)

@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 """Two entries are equal if they differ by no more than this (absolute; a relative part would vanish against zero)."""
 MAGNITUDES = 2**15
 """Distinct absolute values of a bfloat16, in the order of their bits."""
-_PIECE = 2**17
+_PIECE = 2**16
 
 
 def round_bf16(x: Float[Tensor, "..."]) -> Tensor:
@@ -62,38 +62,44 @@ def count_changes(
     tolerances: Sequence[float],
     precision: Precision = "bf16",
 ) -> list[int]:
-    """Entries that `changed` at each tolerance, counted on the bits and in cache-sized pieces: several times faster.
+    """Entries that `changed` at each tolerance, counted in pieces that stay in a core's cache: several times faster.
 
-    Equal bits are equal values, and above ``2^(floor(log2 tol) + 8)`` different bfloat16 lie further apart than ``tol``,
-    so only small weights need arithmetic. One difference to `changed`: a NaN whose bits did not change is not counted.
+    One difference to `changed` at bf16: what is not finite and did not change by a bit is not counted.
     """
     if precision == "fp32":
-        gap = (before.float() - after.float()).abs()
-        return [int(gap.numel() - (gap <= tol).sum()) for tol in tolerances]
-    widest = max(tolerances, default=0.0)
-    limit = 2.0 ** (math.floor(math.log2(widest)) + 8) if widest > 0 else 0.0
-    small = int(_magnitude(torch.tensor([limit]))[0])
+        exact = (before.float() - after.float()).abs()
+        return [int(exact.numel() - (exact <= tol).sum()) for tol in tolerances]
+    old, new = _pairs(before), _pairs(after)
     total = np.zeros(len(tolerances), dtype=np.int64)
-    old, new = _bits(before).reshape(-1), _bits(after).reshape(-1)
-    for start in range(0, len(old), _PIECE):
-        bits, other = old[start : start + _PIECE], new[start : start + _PIECE]
-        differ = bits != other
-        total += np.count_nonzero(differ)
-        doubtful = np.flatnonzero(differ & ((bits & 0x7FFF) <= small))
-        if doubtful.size:
-            gap = np.abs(_values(bits[doubtful]) - _values(other[doubtful]))
-            total -= [int(np.count_nonzero(gap <= tol)) for tol in tolerances]
+    rooms, flags = np.empty((2, _PIECE), dtype=np.uint32), np.empty(_PIECE, dtype=bool)
+    for start in range(0, len(old), _PIECE // 2):
+        words = new[start : start + _PIECE // 2]
+        x, gap = _floats(old[start : start + _PIECE // 2], rooms[0]), _floats(words, rooms[1])
+        flag = flags[: len(gap)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.abs(np.subtract(x, gap, out=gap), out=gap)
+        total += [np.count_nonzero(np.greater(gap, tol, out=flag)) for tol in tolerances]
+        if np.isnan(gap.max()):
+            moved = x.view(np.uint32) != _floats(words, np.empty_like(rooms[1])).view(np.uint32)
+            total += np.count_nonzero(np.isnan(gap) & moved)
     return [int(count) for count in total]
 
 
-def _bits(x: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
-    return round_bf16(x.detach()).contiguous().view(torch.int16).numpy().view(np.uint16)
+Words = np.ndarray[tuple[int, ...], np.dtype[np.uint32]]
 
 
-def _values(
-    bits: np.ndarray[tuple[int, ...], np.dtype[np.uint16]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _pairs(x: Tensor) -> Words:
+    """Bits of two bfloat16 a word; an odd last one stands beside a zero."""
+    bits = round_bf16(x.detach()).contiguous().view(torch.int16).numpy().view(np.uint16).reshape(-1)
+    return (np.append(bits, np.uint16(0)) if len(bits) % 2 else bits).view(np.uint32)
+
+
+def _floats(words: Words, room: Words) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """The values, one half of each word first, then the other: a bfloat16 is the upper half of a float32."""
+    count = len(words)
+    np.bitwise_and(words, np.uint32(0xFFFF0000), out=room[:count])
+    np.left_shift(words, np.uint32(16), out=room[count : 2 * count])
+    return room[: 2 * count].view(np.float32)
 
 
 def _magnitude(x: Tensor) -> Int[Tensor, " n"]:

@@ -7,6 +7,7 @@ each at a time.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,11 +34,18 @@ from policydist.functional.sparsity import (
 )
 from policydist.runs.safefiles import TYPES, Entry, checkpoint
 
-PIECE = 2**22
+PIECE = 2**20
 """Entries read at a time."""
 PREFIX = "model."
 """What checkpoints of our own trainer have before every name of the model inside."""
 Tick = Callable[[int], None]
+
+
+class Rooms(threading.local):
+    """Memory into which one thread reads, again and again: the kernel takes longer to hand out new pages than to fill them."""
+
+    def __init__(self) -> None:
+        self.rooms = [torch.empty(PIECE * 8, dtype=torch.uint8) for _ in range(3)]
 
 
 @dataclass(frozen=True)
@@ -96,13 +104,14 @@ def compare(
     wanted = list(dict.fromkeys([0.0, TOLERANCE, *tolerances]))
     counts = {pair.name: [0] * len(wanted) for pair in pairs}
     magnitudes: Tensor | None = None
+    own = Rooms()
 
     def work(job: tuple[Pair, int, int]) -> tuple[str, list[int], Tensor | None]:
         pair, start, count = job
-        old, new = pair.before.read(start, count), pair.after.read(start, count)
+        old, new = pair.before.read(start, count, own.rooms[0]), pair.after.read(start, count, own.rooms[1])
         table = None
         if pair.other is not None:
-            third = pair.other.read(start, count)
+            third = pair.other.read(start, count, own.rooms[2])
             table = magnitude_counts(old, changed(old, new, precision, 0.0), changed(old, third, precision, 0.0))
         found = count_changes(old, new, wanted, precision)
         if on_bytes:

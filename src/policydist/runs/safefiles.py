@@ -45,14 +45,15 @@ class Entry:
         """Bytes of one entry."""
         return TYPES[self.kind].itemsize
 
-    def read(self, first: int = 0, count: int | None = None) -> Tensor:
-        """``count`` entries from ``first`` on, flat.
+    def read(self, first: int = 0, count: int | None = None, room: Tensor | None = None) -> Tensor:
+        """``count`` entries from ``first`` on, flat; with ``room``, bytes enough for them, they lie in it.
 
         Raises:
             UsageError: the file ended early.
         """
         count = self.size - first if count is None else count
-        buffer = torch.empty(count, dtype=TYPES[self.kind])
+        kind = TYPES[self.kind]
+        buffer = torch.empty(count, dtype=kind) if room is None else room[: count * self.width].view(kind)
         if count == 0:
             return buffer
         view = buffer.view(torch.uint8).numpy().data
