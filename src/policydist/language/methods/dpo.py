@@ -18,8 +18,8 @@ DIFFERENCES: tuple[str, ...] = (
     "The paper trains on a fixed set of preferences. Here each step draws samples from the policy as it "
     "is and the task's reward prefers: best against worst of a group, the first of equals. Groups without a difference are "
     "left out.",
-    "The reference is the policy at the start of the run; the paper fine-tunes it on the preferred responses first where it "
-    "did not write them itself.",
+    "The reference is the policy at the start of the run; the paper's is the fine-tuned model that wrote the pairs, or, where "
+    "there is none, one fitted to the preferred responses (section 4).",
     "The paper takes RMSprop at 1e-6, a warm-up of 150 steps and 64 pairs a batch (appendix B); here the optimiser is the "
     "trainer's, and a batch has a pair for each prompt with a difference.",
 )
