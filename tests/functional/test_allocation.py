@@ -19,6 +19,7 @@ from policydist.functional import (
     effective_gradient_ratio,
     expected_info_gain,
     expected_learnability,
+    filtered_rollouts,
     grpo_advantage,
     info_gain,
     posterior_mean,
@@ -217,6 +218,35 @@ def test_batch_rule_keeps_total_and_bounds(rows: list[tuple[float, bool]], n: in
     assert int(found.counts.sum()) == len(rows) * n
     assert int(found.counts.min()) >= 2
     assert int(found.counts.max()) <= 16
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.99, 1.0]), st.booleans()), min_size=1, max_size=12),
+    st.integers(1, 16),
+)
+def test_the_filter_spends_exactly_the_same_rollouts_on_the_rest(rows: list[tuple[float, bool]], n: int) -> None:
+    p, known = rates(*[row[0] for row in rows]), torch.tensor([row[1] for row in rows])
+    found = filtered_rollouts(p, known, n, n_up=16)
+    kept = torch.tensor([rate in (0.1, 0.99) or not sure for rate, sure in rows])
+    assert int(found.counts.sum()) == len(rows) * n
+    assert int(found.counts.max()) <= 16
+    assert found.surplus == max(0, len(rows) * n - 16 * int(kept.sum()))
+    for some in (kept, ~kept):
+        if bool(some.any()):
+            assert int(found.counts[some].max() - found.counts[some].min()) <= 1
+    if found.surplus == 0:
+        assert not bool(found.counts[~kept].any())
+
+
+def test_the_filter_by_hand() -> None:
+    p, known = rates(0, 0.5, 1, 0, 0.25), torch.tensor([True, True, True, False, True])
+    assert filtered_rollouts(p, known, 8).counts.tolist() == [0, 14, 0, 13, 13]
+    assert filtered_rollouts(p, known, 8, n_up=13).counts.tolist() == [1, 13, 0, 13, 13]
+    assert filtered_rollouts(rates(0, 1), KNOWN[:2], 8).counts.tolist() == [8, 8]
+    assert filtered_rollouts(p, ~KNOWN[[0] * 5], 8) == (pytest.approx([8] * 5), False, 0)
+    with pytest.raises(UsageError, match="more than n_up=7"):
+        filtered_rollouts(p, known, 8, n_up=7)
 
 
 def test_batch_rule_refuses_too_small_a_total() -> None:

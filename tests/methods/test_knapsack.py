@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,15 +152,55 @@ def test_more_prompts_a_step_than_there_are_and_none_at_all() -> None:
         knapsack.build(knapsack.Config(), empty)
 
 
-def test_a_resumed_run_allocates_as_if_never_stopped(tmp_path: Path) -> None:
-    rows = bandit().train()
+def test_the_filter_leaves_pure_prompts_out_and_spends_as_much() -> None:
+    work, plain = bandit(allocation="filter"), bandit()
+    seen: list[Rollouts] = []
+    observe = curriculum(work).observe
+    object.__setattr__(curriculum(work), "observe", lambda r, ctx: (seen.append(r), observe(r, ctx)))
+    rows = work.train()
+    assert [row["responses"] for row in rows] == [row["responses"] for row in plain.train()]
+    history: dict[int, list[float]] = {row: [] for row in range(16)}
+    rates: dict[int, float] = {}
+    for step, rollouts in enumerate(seen):
+        batch = curriculum(work).order.rows(CONFIG.seed, step).tolist()
+        pure = [row for row in batch if rates.get(row) in (0.0, 1.0)]
+        assert len(rollouts) == 64
+        assert set(rollouts.index.tolist()) == set(batch) - set(pure)
+        assert rows[step]["knapsack/left_out"] == len(pure) / 8
+        sizes = torch.bincount(rollouts.group)
+        assert int(sizes.max() - sizes.min()) <= 1
+        assert rollouts.rewards is not None
+        for row in set(rollouts.index.tolist()):
+            visit = rollouts.rewards[rollouts.index == row].tolist()
+            history[row] += visit
+            recent = history[row][-max(16, len(visit)) :]
+            rates[row] = sum(recent) / len(recent)
+    assert rows[-1]["knapsack/left_out"] > 0
+
+
+def test_what_was_left_out_has_weight_zero_where_samples_are_equal() -> None:
+    work = bandit(allocation="filter", apply="weight")
+    for _ in range(3):
+        work.step()
+    out = curriculum(work).planned == 0
+    assert bool(out.any())
+    assert int(curriculum(work).planned.sum()) == 64
+    group = torch.arange(8).repeat_interleave(8)
+    rewards = (torch.arange(64) % 2).float()
+    advantages = knapsack.BudgetedAdvantage(curriculum(work).config, curriculum(work))(rewards, group)
+    assert torch.equal(advantages == 0, out[group])
+
+
+@pytest.mark.parametrize("allocation", ["knapsack", "filter"])
+def test_a_resumed_run_allocates_as_if_never_stopped(tmp_path: Path, allocation: Any) -> None:
+    rows = bandit(allocation=allocation).train()
     pool = Pool.items(1, 16, -1.5, 3.0)
-    recipe = knapsack.build(knapsack.Config(), pool.setting(8, 8))
+    recipe = knapsack.build(knapsack.Config(allocation=allocation), pool.setting(8, 8))
     part = Trainer(pool.policy, recipe, CONFIG, run=Run.create(tmp_path / "r", CONFIG))
     for _ in range(5):
         part.step()
     part.save()
-    again = bandit()
+    again = bandit(allocation=allocation)
     again.restore(next((tmp_path / "r" / "checkpoints").glob("step-*")))
     later = again.train()
     for one, other in zip(rows[5:], later, strict=True):

@@ -34,7 +34,8 @@ class EffectiveRatio(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """``counts`` [M] rollouts of each prompt; ``surplus`` of them went to prompts outside the knapsack (``fallback``)."""
+    """``counts`` [M] rollouts of each prompt; ``surplus`` of them went to prompts outside the knapsack, or filtered out
+    (``fallback``)."""
 
     counts: Int[Tensor, " M"]
     fallback: bool
@@ -191,6 +192,25 @@ def allocate_rollouts(
         p[playing], paid + n_low * int(playing.sum()), n_low, n_up, weight=weight, compat=compat
     )
     return Allocation(_share(counts, rest - paid, (unsolved, ~playing), n_up), paid < rest, rest - paid)
+
+
+def filtered_rollouts(p: Float[Tensor, " M"], known: Bool[Tensor, " M"], n: int, n_up: int = 128) -> Allocation:
+    """``M n`` rollouts shared evenly, earlier prompts first, among the prompts that are not known as never or always solved;
+    the others get none. A baseline of Knapsack RL (arXiv 2509.25849).
+
+    No prompt gets more than ``n_up``; what is left over then (``surplus``), or all where nobody is left, goes to those filtered
+    out, evenly too.
+
+    Raises:
+        UsageError: ``n`` above ``n_up``, or p outside [0, 1].
+    """
+    if n > n_up:
+        raise UsageError(f"{n} rollouts a prompt are more than n_up={n_up}; raise n_up or lower rollout.samples")
+    _rates(p)
+    kept = ~(known & ((p <= 0) | (p >= 1)))
+    counts = _share(torch.zeros(len(p), dtype=torch.long), len(p) * n, (kept,), n_up)
+    surplus = int(counts[~kept].sum())
+    return Allocation(counts, surplus > 0, surplus)
 
 
 def thompson_rates(

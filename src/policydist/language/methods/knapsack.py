@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from policydist.errors import UsageError
-from policydist.functional import allocate_rollouts, grpo_advantage
+from policydist.functional import allocate_rollouts, filtered_rollouts, grpo_advantage
 from policydist.functional.allocation import Allocation, Compat, Weight
 from policydist.functional.groups import Groups
 from policydist.language.credits import GroupCredit
@@ -38,12 +38,14 @@ DIFFERENCES: tuple[str, ...] = (
 class Config(LossConfig):
     """``n_low``/``n_up``: bounds of a prompt's rollouts; ``negative_n``/``positive_n``: of prompts never and always solved so
     far; ``recent``: responses that the success rate is taken from; ``min_count``: responses before a prompt takes part;
-    ``chance``: of a mixed group, up to which a prompt is said to need rollouts; ``fallback``: give what nobody needs to the
-    never solved; ``value``: mixed groups weighted by the gain p(1-p)^2, or alike; ``compat``: the paper's program, or the
-    released code's; ``advantage_clip``: bound on advantages, which grow with the group's size; ``apply``: the allocation
-    decides the samples, and with the token mean by them each prompt's weight (the paper); or the samples at equal weight; or
-    the weight alone at equal samples; ``success``, ``success_above``: reward component that says right or wrong (null:
-    accuracy if there is one, else the whole reward), and the bound it must exceed."""
+    ``allocation``: the paper's knapsack, or a baseline that leaves prompts never or always solved so far out of the batch and
+    shares all rollouts evenly among the others, up to n_up each (filter); ``chance``: of a mixed group, up to which a prompt is
+    said to need rollouts; ``fallback``: give what nobody needs to the never solved; ``value``: mixed groups weighted by the gain
+    p(1-p)^2, or alike; ``compat``: the paper's program, or the released code's; ``advantage_clip``: bound on advantages, which
+    grow with the group's size; ``apply``: the allocation decides the samples, and with the token mean by them each prompt's
+    weight (the paper); or the samples at equal weight; or the weight alone at equal samples; ``success``, ``success_above``:
+    reward component that says right or wrong (null: accuracy if there is one, else the whole reward), and the bound it must
+    exceed."""
 
     clip_high: float = 0.28
     dual_clip: float | None = 10.0
@@ -53,6 +55,7 @@ class Config(LossConfig):
     positive_n: int = 2
     recent: int = 16
     min_count: int = 8
+    allocation: Literal["knapsack", "filter"] = "knapsack"
     chance: float = 0.9
     fallback: bool = True
     value: Weight = "info_gain"
@@ -81,11 +84,13 @@ class BudgetedPrompts:
         self.order = Shuffled(setting.source, setting.prompts_per_step, setting.samples_per_prompt)
         self.statistics = Statistics(len(setting.source), recent=config.recent)
         self.planned = torch.full((self.order.count,), self.samples)
-        """[Q] rollouts that the allocation gives the current step's prompts."""
+        """[Q] rollouts that the allocation gives the prompts taken at the current step."""
         self.allocate(torch.tensor([0]))  # a budget that cannot pay for the lower bounds fails now
 
     def allocate(self, rows: Int[Tensor, " Q"]) -> Allocation:
         config, known = self.config, self.statistics.seen[rows] >= self.config.min_count
+        if config.allocation == "filter":
+            return filtered_rollouts(self.statistics.rates()[rows], known, self.samples, config.n_up)
         return allocate_rollouts(
             self.statistics.rates()[rows], known, self.samples,
             n_low=config.n_low, n_up=config.n_up, negative_n=config.negative_n, positive_n=config.positive_n,
@@ -95,11 +100,16 @@ class BudgetedPrompts:
     def select(self, ctx: Context) -> Prompts:
         rows = self.order.rows(ctx.seed, ctx.step)
         found = self.allocate(rows)
-        self.planned = found.counts
         ctx.log("knapsack/largest", found.counts.max())
+        ctx.log("knapsack/left_out", (found.counts == 0).double().mean())
         ctx.log("knapsack/surplus", found.surplus)
         ctx.log("knapsack/known", (self.statistics.seen[rows] >= self.config.min_count).double().mean())
-        return self.source.take(rows, self.samples if self.config.apply == "weight" else found.counts)
+        if self.config.apply == "weight":
+            self.planned = found.counts
+            return self.source.take(rows, self.samples)
+        taken = found.counts > 0
+        self.planned = found.counts[taken]
+        return self.source.take(rows[taken], self.planned)
 
     def observe(self, rollouts: Rollouts, ctx: Context) -> None:
         main = main_rows(rollouts)
