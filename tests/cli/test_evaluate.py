@@ -90,6 +90,7 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, capsys: Capture) -> N
     assert "given twice" in refused(capsys, "embedded", "embedded")
     assert "6 does not" in refused(capsys, "embedded", "--budgets", "6,6")
     assert "no list of whole numbers" in refused(capsys, "embedded", "--budgets", "6,many")
+    assert "no list of whole numbers" in refused(capsys, "embedded", "--budgets", "")
     long = refused(capsys, "embedded", "--budgets", "8,500")
     assert "eval.budgets (500 tokens)" in long
     assert "context of 512" in long

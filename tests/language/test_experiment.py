@@ -166,6 +166,37 @@ def test_sft_lowers_the_loss_of_its_completions(tiny: Any, tmp_path: Path) -> No
     assert not (tmp_path / "no").exists()
 
 
+def test_completions_longer_than_a_response_are_refused_or_cut_as_asked(tiny: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}+1=", "answer": str(n + 1), "completion": str(n + 1)} for n in range(7)]
+    rows[4]["completion"] = "1" * 9
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, Any] = {"task": f"jsonl:{file},{file}", "model": str(tiny.model), "steps": 1}
+    words = [*tiny.words, "rollout.prompts=7", "rollout.max_new_tokens=6"]
+    for slug in ("sft", "dft", "otr"):
+        with pytest.raises(UsageError, match="row 4 has 10 tokens with its end, more than the 6 of a response"):
+            policydist.train(slug, settings=words, out=tmp_path / "no", **options)
+    assert not (tmp_path / "no").exists()
+    cut = policydist.train("sft", settings=[*words, "long_completion=cut"], out=tmp_path / "cut", **options)
+    assert cut.metrics[0]["response_tokens"] == 6 * 2 + 6  # six digits with their ends, and six tokens of the long one
+    rows[4]["completion"] = ""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UsageError, match="row 4 has no text in column 'completion'"):
+        policydist.train("sft", settings=words, out=tmp_path / "no", **options)
+
+
+def test_a_task_without_test_rows_trains_and_is_not_evaluated(tiny: Any, tmp_path: Path) -> None:
+    words = [word for word in tiny.words if not word.startswith(("task.test_size", "train.eval_every"))]
+    options: dict[str, Any] = {"task": tiny.task, "model": str(tiny.model), "steps": 1}
+    run = policydist.train("grpo", settings=[*words, "task.test_size=0"], out=tmp_path / "run", **options)
+    assert not any(key.startswith("eval/") for key in run.final)
+    settings = [*words, "task.test_size=0", "train.eval_every=1"]
+    with pytest.raises(UsageError, match=r"train\.eval_every is 1, but task\.test_size=0"):
+        policydist.train("grpo", settings=settings, out=tmp_path / "no", **options)
+    with pytest.raises(UsageError, match="no test rows to measure on"):
+        policydist.evaluate(tmp_path / "run")
+
+
 def test_context_that_just_fits(tiny: Any, tmp_path: Path) -> None:
     words = [*tiny.words, "rollout.max_new_tokens=28"]
     outcome = policydist.train(

@@ -89,6 +89,8 @@ def test_chat_prompts_blank_lines_and_a_byte_order_mark(jsonl):
         ('{"prompt": " ", "answer": "b"}', r":2: the prompt is empty"),
         ('{"prompt": 3, "answer": "b"}', r":2: the prompt is a int; it must be a text or a list of chat messages"),
         ('{"prompt": [], "answer": "b"}', r":2: the prompt is an empty list"),
+        ('{"context": "", "question": "a", "answer": "b"}', r":2: column 'context' is empty; it must be a text"),
+        ('{"context": "a", "question": null, "answer": "b"}', r":2: column 'question' is null; it must be a text"),
         ('{"prompt": [{"role": "user"}], "answer": "b"}', r":2: chat message 1 needs a role and a content"),
     ],
 )

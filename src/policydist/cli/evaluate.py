@@ -29,7 +29,7 @@ def evaluate(asked: Evaluate) -> int:
     from policydist.language import measure, segmented
 
     logging.disable_progress_bar()
-    budgets = segmented.parse_budgets(asked.budgets) if asked.budgets else ()
+    budgets = () if asked.budgets is None else segmented.parse_budgets(asked.budgets)
     config = read_yaml(asked.config) if asked.config else measure.run_settings(asked.models)
     for model in asked.models:
         measure.weights(model)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from policydist.errors import UsageError
 from policydist.language.recipe import Context, Episodes, Judge, PromptSource
 from policydist.language.segmented import Answering, anytime_metrics, think
 from policydist.language.types import Policy, Prompts, Rollouts, Sampling
@@ -58,9 +59,15 @@ class Evaluation:
 
     def measure(self, policy: Policy, world: World | None = None) -> dict[str, float]:
         """``eval/accuracy`` (mean over samples), ``eval/pass@n``, ``eval/entropy`` (sampled, nats a token), ``eval/length``;
-        where rows name a ``source``, also ``eval/accuracy/<source>`` for each one among them."""
+        where rows name a ``source``, also ``eval/accuracy/<source>`` for each one among them.
+
+        Raises:
+            UsageError: where there are no rows.
+        """
         world = world or World()
         count = min(self.rows, len(self.source))
+        if not count:
+            raise UsageError("the task has no test rows to measure on; give a test file or another task.test_size")
         prompts = self.source.take(torch.arange(count), self.samples)
         silent = Context(policy, 0, world=world)
         rollouts = self.drawn(prompts, silent)

@@ -16,7 +16,7 @@ from policydist.functional.anytime import check_budgets
 from policydist.language import methods
 from policydist.language.evaluate import Anytime, Evaluation
 from policydist.language.multiturn import AnswerJudge
-from policydist.language.prompts import TextPrompts
+from policydist.language.prompts import ContextPrompts, TextPrompts
 from policydist.language.recipe import Judge, Recipe, Setting
 from policydist.language.segmented import TextAnswering, Thinking, thinking_of
 from policydist.language.trainer import Row, TrainConfig, Trainer
@@ -235,7 +235,12 @@ def assemble(config: RunConfig, world: World) -> Parts:
         anytime = anytime_of(config.eval, thinking, judge, sampling, component)
         asked |= {"the last of eval.budgets": config.eval.budgets[-1], "the closing words": len(thinking.closing)}
         asked |= {"eval.answer_tokens": config.eval.answer_tokens}
-    held_out = TextPrompts(task.test, policy.tokenizer, prompt_room(policy.context, asked, room))
+    if config.train.eval_every and not task.test:
+        raise UsageError(
+            f"train.eval_every is {config.train.eval_every}, but task.test_size=0 leaves no rows to evaluate on; set one of them"
+        )
+    room = prompt_room(policy.context, asked, room)
+    held_out = TextPrompts(task.test, policy.tokenizer, room) if task.test else ContextPrompts(0)
     measured = Evaluation(
         held_out, judge, measuring(config.eval, sampling), config.eval.rows, config.eval.samples,
         component=component, anytime=anytime,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -33,11 +33,13 @@ Loss = Callable[[Rollouts], TokenLoss]
 @dataclass(frozen=True)
 class SupervisedConfig:
     """``aggregation``: how token losses become one number; ``entropy_coef``: weight of an exact-entropy bonus;
-    ``completion_column``: where the rows hold the text to imitate."""
+    ``completion_column``: where the rows hold the text to imitate; ``long_completion``: refuse rows whose text exceeds
+    rollout.max_new_tokens, or cut it there."""
 
     aggregation: Aggregation = "token-mean"
     entropy_coef: float = 0.0
     completion_column: str = "completion"
+    long_completion: Literal["error", "cut"] = "error"
 
 
 @runtime_checkable
@@ -51,27 +53,35 @@ class TextDemonstrations:
     """The completions of a task's rows: their tokens and an end token.
 
     Raises:
-        UsageError: for a task without text, or a row without a completion.
+        UsageError: for a task without text, or a row without a completion, or (unless they are to be ``cut``) with one of more
+            than ``limit`` tokens.
     """
 
-    def __init__(self, source: PromptSource, column: str, limit: int) -> None:
+    def __init__(self, source: PromptSource, column: str, limit: int, cut: bool = False) -> None:
         self.column, self.limit = column, limit
         self.tokenizer: Any = getattr(source, "tokenizer", None)
         if self.tokenizer is None:
             raise UsageError("supervised losses train on text; give a task with completions")
         for index, item in enumerate(getattr(source, "rows", ())):
-            if not isinstance(item.get(column), str):
+            if not isinstance(item.get(column), str) or not item[column]:
                 raise UsageError(
                     f"row {index} has no text in column {column!r} (it has {', '.join(item)}); set completion_column, "
                     "or give rows with prompt and completion, or with messages"
                 )
+            if not cut and len(ids := self.tokens(item)) > limit:
+                raise UsageError(
+                    f"the completion of row {index} has {len(ids)} tokens with its end, more than the {limit} of a response; raise "
+                    "rollout.max_new_tokens, or set knobs.long_completion=cut"
+                )
+
+    def tokens(self, item: Mapping[str, Any]) -> list[int]:
+        """The whole completion and its end."""
+        ids = self.tokenizer(item[self.column], add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
 
     def demonstrate(self, prompts: Prompts) -> Generation:
         """Completions cut at the longest response allowed."""
-        rows = []
-        for item in prompts.items:
-            ids = self.tokenizer(item[self.column], add_special_tokens=False)["input_ids"]
-            rows.append(torch.tensor([*ids, self.tokenizer.eos_token_id][: self.limit]))
+        rows = [torch.tensor(self.tokens(item)[: self.limit]) for item in prompts.items]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])
         return Generation(ids, torch.arange(ids.shape[1]) < lengths.unsqueeze(1), torch.zeros(ids.shape))
@@ -83,12 +93,13 @@ class Demonstrations:
     Every row gets a stream number, ``extras["stream"]``, from which a loss that samples takes its random numbers.
     """
 
-    def __init__(self, setting: Setting, column: str) -> None:
+    def __init__(self, setting: Setting, config: SupervisedConfig) -> None:
         source: Any = setting.source
+        limit, cut = setting.sampling.max_new_tokens, config.long_completion == "cut"
         self.teacher: Demonstrates = (
             source
             if isinstance(source, Demonstrates)
-            else TextDemonstrations(source, column, setting.sampling.max_new_tokens)
+            else TextDemonstrations(source, config.completion_column, limit, cut)
         )
 
     def __call__(self, prompts: Prompts, ctx: Context) -> Rollouts:
@@ -151,7 +162,7 @@ def supervised(name: str, config: SupervisedConfig, loss: Loss, setting: Setting
     """Shuffled rows, their own completions, a token loss: the recipe of every supervised method."""
     return Recipe(
         curriculum=Shuffled(setting.source, setting.prompts_per_step, 1),
-        sampler=Demonstrations(setting, config.completion_column),
+        sampler=Demonstrations(setting, config),
         judge=unjudged,
         credit=imitate,
         objective=SupervisedObjective(name, config, loss),

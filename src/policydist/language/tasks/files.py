@@ -29,9 +29,9 @@ class Columns:
         prompt is asked both, one after the other.
 
         Raises:
-            UsageError: naming ``where`` for a missing column, a null or empty prompt, or a null answer.
+            UsageError: naming ``where`` for a missing column, a null or empty prompt, context or question, or a null answer.
         """
-        record = demonstration(with_context(record, self), self, where)
+        record = demonstration(with_context(record, self, where), self, where)
         row = dict(record)
         wanted = {"prompt": self.prompt, "answer": self.answer}
         for name, column in wanted.items():
@@ -54,11 +54,22 @@ class Columns:
         return ":" not in self.grader and self.grader not in ("rubric", "expression")
 
 
-def with_context(record: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
-    """The record with its context and question as the prompt, if it has these as texts and no prompt of its own."""
-    parts = [record.get("context"), record.get("question")]
-    if columns.prompt in record or not all(isinstance(part, str) and part.strip() for part in parts):
+def with_context(record: Mapping[str, Any], columns: Columns, where: str) -> Mapping[str, Any]:
+    """The record with its context and question as the prompt, if it has these and no prompt of its own.
+
+    Raises:
+        UsageError: naming ``where`` if one of them is no text or an empty one.
+    """
+    names = ("context", "question")
+    given = columns.prompt in record or record.get("messages") is not None
+    if given or not all(name in record for name in names):
         return record
+    parts = [record[name] for name in names]
+    for name, part in zip(names, parts, strict=True):
+        if not isinstance(part, str) or not part.strip():
+            raise UsageError(
+                f"{where}: column {name!r} is {'empty' if isinstance(part, str) else _kind(part)}; it must be a text"
+            )
     return {columns.prompt: "\n\n".join(map(str, parts)), **record}
 
 

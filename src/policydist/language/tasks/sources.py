@@ -186,7 +186,7 @@ def _cut(
     order = seeds.numpy_generator(seed, "split").permutation(len(train)).tolist()
     if test is None:
         if len(train) < 2 and test_size != 0:
-            raise UsageError(f"{spec}: one row cannot be split; name a test file, or test_size=0")
+            raise UsageError(f"{spec}: one row cannot be split; name a test file, or task.test_size=0")
         held = min(256, max(1, len(train) // 10)) if test_size is None else test_size
         if held >= len(train):
             raise UsageError(f"{spec}: test_size is {held}, but there are only {len(train)} rows in all")
