@@ -1,7 +1,9 @@
 """How fast ``policydist diff`` is against reading the same files and doing nothing with them.
 
 Two bfloat16 checkpoints of random weights, three shards each, of which a given share differs. Each is timed with files
-that lie in the page cache and with files that were dropped from it, in turn, so that a busy machine hits both alike.
+that lie in the page cache and with files that were dropped from it, in turn, so that a busy machine hits both alike;
+processor seconds count the cores' work, the kernel's for this process included, and hardly depend on who else waits for
+them. Memory is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from policydist.runs.difference import compare
-from policydist.runs.safefiles import INDEX
+from policydist.runs.safefiles import INDEX, checkpoint
 
 PIECE = 2**23
 
@@ -30,7 +33,7 @@ def write(folder: Path, gigabytes: float, share: float, seed: int) -> None:
     """A checkpoint in three shards; with ``share`` 0 the unchanged one."""
     folder.mkdir()
     rows = int(gigabytes * 1e9 / 2 / 3 / 4 / 4096)
-    table = {}
+    table: dict[str, str] = {}
     for shard in range(3):
         generator = torch.Generator().manual_seed(seed + shard)
         name = f"model-{shard}.safetensors"
@@ -70,16 +73,35 @@ def read(first: Path, second: Path) -> None:
         list(pool.map(one, files(first, second)))
 
 
-def timed(action: Callable[[Path, Path], object], first: Path, second: Path, cold: bool) -> float:
+def timed(action: Callable[[Path, Path], object], first: Path, second: Path, cold: bool) -> tuple[float, float]:
+    """Seconds on the clock and of the processor."""
     if cold:
         drop(first, second)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     action(first, second)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
+
+
+GROWTH = """
+import re, sys
+from pathlib import Path
+from policydist.runs.difference import compare
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
+compare(Path(sys.argv[1]), Path(sys.argv[2]))
+print(peak() - before)
+"""
+
+
+def growth(first: Path, second: Path) -> float:
+    """MiB by which the peak memory of a fresh process grows in the comparison (on Linux; getrusage would count its parent's)."""
+    command = [sys.executable, "-c", GROWTH, str(first), str(second)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
 
 def main() -> None:
-    """Print GB/s of both and their ratio."""
+    """Print GB/s and processor seconds of both, their ratio, and the memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of each checkpoint")
     parser.add_argument("--share", type=float, default=0.3, help="share of entries that differ")
@@ -90,20 +112,23 @@ def main() -> None:
         write(first, asked.gigabytes, 0.0, 0)
         write(second, asked.gigabytes, asked.share, 0)
         size = sum(file.stat().st_size for file in files(first, second)) / 1e9
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{size:.2f} GB in two checkpoints, {asked.share:.0%} of entries changed, {os.cpu_count()} cores")
+        load = os.getloadavg()[0]
+        print(f"{size:.2f} GB in two, {asked.share:.0%} of entries changed, {os.cpu_count()} cores, load {load:.1f}")
         for cold in (True, False):
-            pairs = [
-                (timed(read, first, second, cold), timed(compare, first, second, cold)) for _ in range(asked.repeats)
+            rounds = [
+                (*timed(read, first, second, cold), *timed(compare, first, second, cold)) for _ in range(asked.repeats)
             ]
-            plain, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-            ratio = statistics.median(b / a for a, b in pairs)
-            where = "from disk " if cold else "from cache"
+            plain, kernel, ours, busy = (statistics.median(column) for column in zip(*rounds, strict=True))
+            ratio = statistics.median(diff / reading for reading, _, diff, _ in rounds)
             print(
-                f"{where}  read {size / plain:5.2f} GB/s   diff {size / ours:5.2f} GB/s   diff takes {ratio:.2f} x reading"
+                f"{'from disk ' if cold else 'from cache'}  read {size / plain:5.2f} GB/s, {kernel / size:.2f} processor s/GB"
+                f"   diff {size / ours:5.2f} GB/s, {busy / size:.2f} processor s/GB   diff takes {ratio:.2f} x reading"
             )
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
-        print(f"peak memory grew by {max(0, grown) / 1024:.0f} MiB over that of writing the files")
+        largest = max(entry.size * entry.width for entry in checkpoint(first).values()) / 2**20
+        grown = growth(first, second)
+        print(
+            f"memory grows by {grown:.0f} MiB at its peak, {grown / largest:.2f} of the largest tensor ({largest:.0f} MiB)"
+        )
 
 
 if __name__ == "__main__":

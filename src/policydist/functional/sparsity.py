@@ -314,10 +314,9 @@ def magnitude_counts(
     before: Float[Tensor, " n"], first: Bool[Tensor, " n"], second: Bool[Tensor, " n"]
 ) -> Int[Tensor, "4 M"]:
     """How many weights have each bfloat16 magnitude: of all, of the first set, of the second, of both. Adds up over pieces."""
-    code = _magnitude(before)
-    label = code * 4 + first.flatten() * 2 + second.flatten()
-    table = torch.bincount(label, minlength=4 * MAGNITUDES).view(MAGNITUDES, 4).T
-    neither, only_second, only_first, both = table
+    label = _magnitude(before)  # added to in place: four bytes an entry instead of eight, and no new memory
+    label.add_(first.flatten(), alpha=2 * MAGNITUDES).add_(second.flatten(), alpha=MAGNITUDES)
+    neither, only_second, only_first, both = torch.bincount(label, minlength=4 * MAGNITUDES).view(4, MAGNITUDES)
     return torch.stack([neither + only_second + only_first + both, only_first + both, only_second + both, both])
 
 
