@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from policydist.errors import UsageError
+from policydist.language import methods
 from policydist.language.methods import vade
 from policydist.language.prompts import ContextPrompts
 from policydist.language.recipe import Context, Setting
@@ -112,8 +114,49 @@ def test_accuracy_counts_and_not_the_shaped_reward() -> None:
         work.step()
 
 
-def test_sequence_ratio_is_gspo() -> None:
-    assert bandit(ratio="sequence").recipe.objective.ratio == "sequence"  # type: ignore[attr-defined]
+GSPO: dict[str, Any] = {
+    "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "seq-mean-token-mean",
+}  # fmt: skip
+SELECTIONS: tuple[dict[str, Any], ...] = (
+    {}, {"draw": "mean"}, {"score": "p(1-p)"}, {"draw": "mean", "kept": 0.0},
+)  # fmt: skip
+
+
+def chains(slug: str, **knobs: Any) -> Trainer:
+    """A method on chains of two to six decisions, where the ratio of a sequence is not that of its tokens."""
+    pool, method = Pool.chains(3, each=4), methods.load(slug)
+    config = replace(CONFIG, updates=2, lr=0.5)
+    return Trainer(pool.policy, method.build(method.Config(**knobs), pool.setting(6, 6)), config)
+
+
+def weights(work: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in work.policy.module.parameters()])
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_every_selection_trains_by_the_loss_of_gspo(selection: dict[str, Any]) -> None:
+    work, gspo, token = chains("vade", **selection, **GSPO), chains("gspo"), chains("vade", **selection)
+    start = weights(work)
+    prompts = work.recipe.curriculum.select(work.ctx)
+    assert torch.equal(prompts.index, token.recipe.curriculum.select(token.ctx).index)  # the loss does not select
+    rollouts = work.ctx.judge(work.recipe.judge, work.recipe.sampler(prompts, work.ctx))
+    credited = work.recipe.credit(rollouts, work.ctx)
+    for each in (work, gspo, token):
+        each.update(credited)
+    assert not torch.equal(weights(work), start)
+    assert torch.equal(weights(work), weights(gspo))
+    assert not torch.equal(weights(work), weights(token))
+    assert any(row["clip_fraction"] > 0 for row in work.train())
+
+
+def test_dynamic_sampling_trains_by_the_loss_of_gspo_and_counts_what_it_throws_away() -> None:
+    work, gspo, token = chains("dapo", **GSPO), chains("gspo"), chains("dapo", clip_high=0.2)
+    rollouts = work.recipe.credit(work.recipe.sampler(work.recipe.curriculum.select(work.ctx), work.ctx), work.ctx)
+    assert len(rollouts) == 36 < work.ctx.responses
+    for each in (work, gspo, token):
+        each.update(rollouts)
+    assert torch.equal(weights(work), weights(gspo))
+    assert not torch.equal(weights(work), weights(token))
 
 
 def test_an_empty_pool_is_refused() -> None:
@@ -122,18 +165,22 @@ def test_an_empty_pool_is_refused() -> None:
         vade.build(vade.Config(), empty)
 
 
-def test_a_resumed_run_selects_and_learns_as_if_never_stopped(tmp_path: Path) -> None:
-    whole = bandit()
+@pytest.mark.parametrize("knobs", [{}, {**GSPO, "draw": "mean", "kept": 0.0}])
+def test_a_resumed_run_selects_and_learns_as_if_never_stopped(tmp_path: Path, knobs: dict[str, Any]) -> None:
+    whole = bandit(**knobs)
     rows = whole.train()
     config = replace(CONFIG, save_every=3)
     pool = Pool.items(1, 40, -0.5, 3.0)
     part = Trainer(
-        pool.policy, vade.build(vade.Config(), pool.setting(5, 4)), config, run=Run.create(tmp_path / "r", CONFIG)
+        pool.policy,
+        vade.build(vade.Config(**knobs), pool.setting(5, 4)),
+        config,
+        run=Run.create(tmp_path / "r", CONFIG),
     )
     for _ in range(3):
         part.step()
     part.save()
-    again = bandit()
+    again = bandit(**knobs)
     again.restore(next((tmp_path / "r" / "checkpoints").glob("step-*")))
     later = again.train()
     for one, other in zip(rows[3:], later, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,7 +12,7 @@ from policydist.errors import PolicydistError
 from policydist.functional import grpo_advantage, mixed_groups, overlong_penalty
 from policydist.language.credits import GroupCredit, rewards_of
 from policydist.language.methods import grpo
-from policydist.language.objectives import LossConfig
+from policydist.language.objectives import LossConfig, PolicyGradient
 from policydist.language.recipe import Context, Judge, OnPolicy, Recipe, Setting, Shuffled
 from policydist.language.types import Prompts, Rollouts
 
@@ -20,13 +20,15 @@ from policydist.language.types import Prompts, Rollouts
 @dataclass(frozen=True)
 class Config(LossConfig):
     """``dynamic_sampling``: draw prompt batches until enough groups have both right and wrong responses, at most ``max_batches``;
-    ``overlong_buffer``: last tokens before the length limit over which a penalty grows to ``overlong_factor`` (0: none)."""
+    ``overlong_buffer``: last tokens before the length limit over which a penalty grows to ``overlong_factor`` (0: none);
+    ``ratio``: of tokens, or GSPO's of the sequence, whose clip range and aggregation are then yours to set."""
 
     clip_high: float = 0.28
     dynamic_sampling: bool = True
     max_batches: int = 10
     overlong_buffer: int = 0
     overlong_factor: float = 1.0
+    ratio: Literal["token", "sequence"] = "token"
 
 
 @dataclass(frozen=True)
@@ -97,4 +99,4 @@ def build(config: Config, setting: Setting) -> Recipe:
     sampler = (
         DynamicSampling(judge, setting, config.max_batches) if config.dynamic_sampling else OnPolicy(setting.sampling)
     )
-    return replace(recipe, sampler=sampler)
+    return replace(recipe, sampler=sampler, objective=PolicyGradient(config, ratio=config.ratio))

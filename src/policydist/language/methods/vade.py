@@ -41,8 +41,8 @@ class Config(LossConfig):
     """``kept``/``idle``: what is left of the evidence on a prompt at a step that measures it, and at one that does not;
     ``score`` of a success rate p, p(1-p) being an ablation; ``draw``: a Thompson draw, or the posterior mean (the
     paper's "greedy" ablation; with kept=0 its "last update"); ``ratio``: GRPO's token or GSPO's sequence ratio, whose
-    clip range is 3e-4 and 4e-4; ``success``: reward component that says right or wrong (null: accuracy if there is one, else
-    the whole reward), right above ``success_above``."""
+    clip range is 3e-4 and 4e-4 and whose aggregation seq-mean-token-mean; ``success``: reward component that says right or
+    wrong (null: accuracy if there is one, else the whole reward), right above ``success_above``."""
 
     kept: float = 0.2
     idle: float = 0.999
