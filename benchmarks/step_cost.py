@@ -1,6 +1,6 @@
 """What a training step of each language method costs beside a step of GRPO, on the embedded model.
 
-    python benchmarks/step_cost.py [METHOD[:key=value] …] [--base grpo] [--set key=value …] [--steps 6]
+    python benchmarks/step_cost.py ["METHOD[:key=value …]" …] [--base grpo] [--set key=value …] [--steps 6]
 
 All methods take their steps in turn, in one process on one thread, on the same prompts with the same random numbers and
 with a learning rate that leaves the model as it is. A method's cost is the median over steps of its own step's processor
@@ -27,10 +27,10 @@ Turn = tuple[float, float]
 
 
 def prepare(method: str, settings: Iterable[str], steps: int) -> Trainer:
-    """A trainer of ``method``, with its defaults but for the ``settings`` and one that may follow a colon; it writes nothing."""
+    """A trainer of ``method``, with its defaults but for the ``settings`` and those behind a colon; it writes nothing."""
     slug, _, own = method.partition(":")
     words = [*settings, f"train.steps={steps}", "train.lr=1e-9", "model.device=cpu"]
-    config = configure(slug, None, [*words, *([own] if own else [])])
+    config = configure(slug, None, [*words, *own.split()])
     world = World()
     parts = assemble(config, world)
     return Trainer(parts.policy, parts.recipe, config.train, world=world)
