@@ -15,6 +15,14 @@ def even(completions: list[str], **columns: Any) -> list[float]:
     return [float(len(text) % 2 == 0) for text in completions]
 
 
+def always(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def never(completions: list[str], **columns: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
 def raises(completions: list[str], **columns: Any) -> list[float]:
     raise ValueError("no teacher today")
 

@@ -374,6 +374,17 @@ def test_places_that_cannot_be_written(tiny: Any, tmp_path: Path, capsys: Captur
     assert read_status(out)["state"] == "failed"
 
 
+@pytest.mark.parametrize(("reward", "mean"), [("always", "1.000"), ("never", "0.000")])
+def test_a_run_that_could_learn_nothing_says_so(
+    reward: str, mean: str, tiny: Any, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["--out", str(tmp_path / "run"), "--set", f"task.grader=tiny_rewards:{reward}"]
+    assert main(tiny.train("grpo", 1, *words)) == 0
+    assert f"no step had a gradient (mean reward {mean})" in capsys.readouterr().err
+    assert main(tiny.train("grpo", 2, "--out", str(tmp_path / "other"))) == 0
+    assert "gradient" not in capsys.readouterr().err
+
+
 def test_compare_asked_wrongly(tiny: Any, tmp_path: Path, capsys: Capture) -> None:
     out = ["--out", str(tmp_path / "comparison")]
     refused(capsys, ["compare", "grpo", *out], 2, "two different methods")

@@ -17,12 +17,17 @@ from policydist.experiment import check_options, check_resumable, family_of
 from policydist.runs.config import read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from policydist.cli.main import Train
 
 LIVE = ("reward", "eval/accuracy", "entropy", "loss", "grad_norm")
 SHOWN = 5
+NOTHING = (
+    "warning: no step had a gradient (mean reward {:.3f}); nothing was learnt. Where all responses to a prompt get one reward "
+    "there is nothing to tell them by: look at the grader, or give an easier or harder task, or more rollout.samples"
+)
+"""What is said of a run whose prompts were all solved or all hopeless."""
 
 
 class Monitor:
@@ -110,6 +115,8 @@ def language(asked: Train, config: dict[str, Any] | None, monitor: Monitor) -> i
             asked.slug, task=asked.task, model=asked.model, steps=asked.steps,
             config=config, settings=asked.set, out=asked.out, **hooks,
         )  # fmt: skip
+    if not any(row.get("grad_norm") for row in outcome.metrics):
+        monitor.console.print(NOTHING.format(mean(outcome.metrics)), highlight=False, markup=False)
     if asked.json:
         show_json({"run": outcome.path, "metrics": outcome.final})
         return 0
@@ -119,6 +126,12 @@ def language(asked: Train, config: dict[str, Any] | None, monitor: Monitor) -> i
     print("  ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"run: {outcome.path}   model: {outcome.path / 'model'}", file=sys.stdout)
     return 0
+
+
+def mean(rows: Sequence[Mapping[str, float]]) -> float:
+    """The mean reward of the steps."""
+    rewards = [row["reward"] for row in rows if "reward" in row]
+    return sum(rewards) / max(1, len(rewards))
 
 
 def estimation(asked: Train, config: dict[str, Any] | None, monitor: Monitor) -> int:
