@@ -202,7 +202,7 @@ class Diff:
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision at which entries are compared."""
     tolerances: tuple[float, ...] = (0.0, 1e-5)
-    """Absolute differences up to which two entries count as equal; from 1e-4 on counting takes twice as long."""
+    """Absolute differences up to which two entries count as equal."""
     rank: bool = False
     """Also the rank of every matrix's difference; a singular value decomposition each, slow for large models."""
     mask: Path | None = None
