@@ -132,6 +132,24 @@ def test_an_earlier_report_is_replaced_whole(small):
     assert sorted(file.name for file in small.iterdir()) == ["out", "results", "runs"]
 
 
+def test_claims_drawn_on_all_cores_give_the_same_report(small, monkeypatch):
+    records = [claim_record(f"toy.C{n}", "reproduced") for n in (1, 2, 10)]
+    for data in records:
+        data["raw"] = [row | {"value": None} for row in data["raw"]]
+    results_folder(small / "results", *records)
+    told = []
+    site.write(small / "here", small / "runs", small / "results", lambda *done: told.append(done))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    monkeypatch.setattr(site, "FEW", 2)
+    site.write(small / "there", small / "runs", small / "results", lambda *done: told.append(done))
+    assert told[3:] == told[:3]
+    here, there = (
+        {str(path.relative_to(small / out)): path.read_bytes() for path in (small / out).rglob("*") if path.is_file()}
+        for out in ("here", "there")
+    )
+    assert here == there
+
+
 @pytest.mark.parametrize("place", ["out/mine.txt", "out/runs/mine.txt"])
 @pytest.mark.parametrize("reported", [False, True])
 def test_foreign_files_are_never_removed(small, place, reported):

@@ -24,9 +24,13 @@ from policydist.errors import PolicydistError, UsageError
 from policydist.report import claim_figures, claims_page, comparison, curves, style, words
 from policydist.report.pages import comparison_page, render, yaml_text
 from policydist.runs.directory import read_config, read_metrics, read_status
+from policydist.runs.parallel import run_jobs
 
 MARK = ".policydist-report"
 DEFAULT_RUNS = Path("runs")
+FEW = 8
+"""Claims that are drawn sooner in one process than others have started."""
+Tell = Callable[[int, int], None]
 
 
 @dataclass
@@ -52,13 +56,14 @@ def discover(folder: Path) -> Found:
     return found
 
 
-def write(out: Path, runs: Path = DEFAULT_RUNS, results: Path | None = None) -> Path:
+def write(out: Path, runs: Path = DEFAULT_RUNS, results: Path | None = None, tell: Tell | None = None) -> Path:
     """Write the report into ``out`` and return its first page. It is built beside ``out`` and then renamed.
 
     Args:
         out: a new or empty folder, or one that holds an earlier report and nothing else.
         runs: folder of runs and comparisons, or one of them; ``runs`` may be absent.
         results: folder of claim records; by default where ``policydist claim`` writes them.
+        tell: called with the claims drawn so far and all of them; their figures take a second or two each, on all cores.
 
     Raises:
         UsageError: if ``out`` holds other files, a given folder is absent, or there is nothing to report.
@@ -74,7 +79,7 @@ def write(out: Path, runs: Path = DEFAULT_RUNS, results: Path | None = None) -> 
         raise UsageError(f"cannot write {out}: {problem.strerror}; give a writable --out") from None
     try:
         draft.chmod(0o755)
-        _build(draft, records, found, str(runs))
+        _build(draft, records, found, str(runs), tell or (lambda done, total: None))
         _swap(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -127,8 +132,8 @@ def _swap(draft: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _build(draft: Path, files: list[Path], found: Found, runs: str) -> None:
-    records = [_claim(draft, file) for file in files]
+def _build(draft: Path, files: list[Path], found: Found, runs: str, tell: Tell) -> None:
+    records = _claims(draft, files, tell)
     comparisons = _each(found, found.comparisons, lambda name, path: _comparison(draft, name, path))
     singles = _each(found, found.runs, lambda name, path: _run(draft, name, path))
     if records:
@@ -153,6 +158,16 @@ def _each(found: Found, items: dict[str, Path], make: Callable[[str, Path], dict
         except (PolicydistError, OSError, ValueError) as problem:
             found.problems.append(f"{name}: {problem}")
     return rows
+
+
+def _claims(draft: Path, files: list[Path], tell: Tell) -> list[dict[str, Any]]:
+    jobs = [(draft, file) for file in files]
+    here = ((number, _claim(*job)) for number, job in enumerate(jobs))
+    made = {}
+    for number, data in here if len(jobs) <= FEW else run_jobs(_claim, jobs):
+        made[number] = data
+        tell(len(made), len(jobs))
+    return [made[number] for number in range(len(jobs))]
 
 
 def _claim(draft: Path, file: Path) -> dict[str, Any]:
