@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,11 @@ def test_it_trains_a_language_model_and_drops_what_does_not_fit(tiny: Any) -> No
     for knobs, share in ((plain, 0.0), ({**plain, "n_demo": 3, "example": "{question}{answer}" + " " * 12}, 1.0)):
         policy = load_policy(str(tiny.model), device="cpu")
         trainer = Trainer(policy, icpo.build(icpo.Config(reject=False, **knobs), setting_of(tiny, rows)), CONFIG)
-        row = trainer.step()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            row = trainer.step()
+        assert [str(warning.message) for warning in told if "leaves room" in str(warning.message)] == [
+            icpo.TOO_LONG
+        ] * int(share)
         assert row["icpo/too_long"] == share
         assert (row["off_tokens"] > 0) == (share == 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,12 @@ class Config(LossConfig):
         guided.check_template("icpo: question", self.question, ("question",))
 
 
+TOO_LONG = (
+    "icpo: behind its examples not one question of this step leaves room for a response in the model's context, so the step is "
+    "GRPO with fewer samples; give shorter examples (knobs.pool, knobs.example), fewer (knobs.n_demo), or shorter responses"
+)
+
+
 class InContextSampler:
     """The group's own rows, and guided ones under the plain prompt."""
 
@@ -90,6 +97,7 @@ class InContextSampler:
         fits = guided.fitting(shown, ctx.policy, self.sampling.max_new_tokens)
         ctx.log("icpo/too_long", (~fits).float().mean())
         if not bool(fits.any()):
+            warnings.warn(TOO_LONG, stacklevel=2)
             return own
         drawn = ctx.generate(shown.select(fits), self.sampling, "in-context")
         owner = owner[fits].to(drawn.group.device)[drawn.group]
