@@ -3,6 +3,7 @@
     python benchmarks/comparison.py tune            # a learning rate for each method, on a seed of its own
     python benchmarks/comparison.py run             # four comparisons of 8 seeds: two tasks, two kinds of budget
     python benchmarks/comparison.py run multi-tokens --workers 1
+    python benchmarks/comparison.py run --only dpo  # these methods and GRPO, into what was kept of the others
     python benchmarks/comparison.py page            # tables and figures of the docs from what the runs left
 
 `run` is `policydist compare` with the settings below; interrupted, it goes on where it stopped. Budgets end a run at the
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ SEEDS, TUNING_SEED, RATES = 8, 100, (3e-4, 1e-3, 3e-3)
 
 PAPERS = ("bnpo", "aepo", "dcpo", "vade", "knapsack", "dump", "herl", "icpo", "calibrl", "brpo", "otr")
 BASELINES = (
-    "grpo", "reinforce", "reinforce_pp", "rloo", "remax", "ppo", "dr_grpo", "gspo", "dapo", "luffy", "grpo_sft", "rft",
-    "sft", "dft",
+    "grpo", "reinforce", "reinforce_pp", "rloo", "remax", "ppo", "dr_grpo", "gspo", "dapo", "luffy", "rl_plus", "grpo_sft",
+    "rft", "dpo", "sft", "dft",
 )  # fmt: skip
 METHODS = ("grpo", *PAPERS, *BASELINES[1:])
 SUPERVISED = ("otr", "sft", "dft")
-DEMONSTRATIONS = ("calibrl", "luffy", "grpo_sft", *SUPERVISED)
+DEMONSTRATIONS = ("calibrl", "luffy", "rl_plus", "grpo_sft", *SUPERVISED)
 """Methods that read the worked solutions of the training problems."""
 LEFT_OUT = {"arithmetic": ("herl",), "multi": ()}
 """HeRL needs rewards made of criteria, which the rows of arithmetic have not."""
@@ -66,9 +67,9 @@ OWN: Mapping[str, tuple[str, ...]] = {
 NAMES = [f"{task}-{budget}" for task in PLANS for budget in ("tokens", "seconds")]
 
 
-def methods_of(task: str) -> tuple[str, ...]:
+def methods_of(task: str, only: Sequence[str] = METHODS) -> tuple[str, ...]:
     """Who takes part on a task."""
-    return tuple(method for method in METHODS if method not in LEFT_OUT[task])
+    return tuple(method for method in METHODS if method in only and method not in LEFT_OUT[task])
 
 
 def limits(task: str, budget: str, method: str) -> tuple[str, ...]:
@@ -81,17 +82,17 @@ def limits(task: str, budget: str, method: str) -> tuple[str, ...]:
     return (f"train.token_budget={plan.tokens}",)
 
 
-def settings(task: str, budget: str, rates: Mapping[str, float]) -> Iterator[str]:
+def settings(task: str, budget: str, methods: Sequence[str], rates: Mapping[str, float]) -> Iterator[str]:
     """What `policydist compare` is given with ``--set``."""
     yield from (*COMMON, *PLANS[task].words)
-    for method in methods_of(task):
+    for method in methods:
         for word in (*OWN.get(method, ()), *limits(task, budget, method), f"train.lr={rates[method]}"):
             yield f"{method}:{word}"
 
 
-def tune(out: Path, workers: int | None) -> None:
+def tune(out: Path, workers: int | None, only: Sequence[str]) -> None:
     """Each method's best rate of `RATES`, by the mean over the tasks of its accuracy under the token budget."""
-    runs = [(task, method, rate) for task in PLANS for method in methods_of(task) for rate in RATES]
+    runs = [(task, method, rate) for task in PLANS for method in methods_of(task, only) for rate in RATES]
     jobs = []
     for task, method, rate in runs:
         own = (*COMMON, *PLANS[task].words, *OWN.get(method, ()), *limits(task, "tokens", method))
@@ -99,19 +100,19 @@ def tune(out: Path, workers: int | None) -> None:
         jobs.append((configure(method, {"trackers": []}, wanted), out / "tune" / f"{task}-{method}-{rate}"))
     for count, _ in enumerate(run_jobs(run_one, jobs, workers), start=1):
         print(f"tuning: {count} of {len(jobs)} runs", flush=True)
-    found: dict[str, dict[str, dict[str, float]]] = {method: {} for method in METHODS}
+    found: dict[str, dict[str, dict[str, float]]] = {method: {} for method in METHODS if method in only}
     for (task, method, rate), (_, folder) in zip(runs, jobs, strict=True):
         found[method].setdefault(str(rate), {})[task] = read_metrics(folder)[-1][comparison.ACCURACY]
     best = {method: max(RATES, key=lambda rate: sum(by_rate[str(rate)].values())) for method, by_rate in found.items()}
-    write_whole(
-        KEPT / "rates.json", json.dumps({"seed": TUNING_SEED, "rates": best, "accuracy": found}, indent=1) + "\n"
-    )
+    keep("rates", {"seed": TUNING_SEED, "rates": best, "accuracy": found}, ("rates", "accuracy"))
 
 
-def run(name: str, out: Path, workers: int | None) -> None:
+def run(name: str, out: Path, workers: int | None, only: Sequence[str]) -> None:
     """One comparison; its summary is kept beside this file."""
     task, budget = name.split("-")
     rates = json.loads((KEPT / "rates.json").read_text())["rates"]
+    taking = methods_of(task, only)
+    methods = ("grpo", *(method for method in taking if method != "grpo"))
     shown = [-1]
 
     def tell(done: Mapping[tuple[str, int], int], steps: int) -> None:
@@ -121,11 +122,21 @@ def run(name: str, out: Path, workers: int | None) -> None:
             print(f"{name}: {begun} of {len(done)} runs begun or done", flush=True)
 
     result = compare(
-        methods_of(task), task=task, seeds=SEEDS, settings=list(settings(task, budget, rates)), out=out / name,
+        methods, task=task, seeds=SEEDS, settings=list(settings(task, budget, methods, rates)), out=out / name,
         workers=workers, on_progress=tell,
     )  # fmt: skip
     comparison.write(result.path)
-    write_whole(KEPT / f"{name}.json", json.dumps(kept(result.path), indent=1) + "\n")
+    data = kept(result.path)
+    keep(name, data | {"runs": {method: data["runs"][method] for method in taking}}, ("runs",))
+
+
+def keep(name: str, data: dict[str, Any], merged: Sequence[str]) -> None:
+    """Write ``data`` beside this file; what is kept there of other methods under the keys ``merged`` stays."""
+    file = KEPT / f"{name}.json"
+    old = json.loads(file.read_text()) if file.is_file() else {}
+    parts = {key: old.get(key, {}) | data[key] for key in merged}
+    ordered = {key: {method: part[method] for method in METHODS if method in part} for key, part in parts.items()}
+    write_whole(file, json.dumps(data | ordered, indent=1) + "\n")
 
 
 def useful(rows: list[dict[str, Any]]) -> float:
@@ -263,15 +274,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of the runs")
     parser.add_argument("--workers", type=int, help="processes; all cores by default")
+    parser.add_argument(
+        "--only", nargs="+", choices=METHODS, default=METHODS, help="tune or run these; others stay as kept"
+    )
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(NAMES):
         parser.error(f"unknown comparison {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     KEPT.mkdir(exist_ok=True)
     if asked.action == "tune":
-        tune(asked.out, asked.workers)
+        tune(asked.out, asked.workers, asked.only)
     elif asked.action == "run":
         for name in asked.names or NAMES:
-            run(name, asked.out, asked.workers)
+            run(name, asked.out, asked.workers, asked.only)
     else:
         page()
 

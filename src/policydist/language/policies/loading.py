@@ -88,7 +88,7 @@ def _source(name_or_path: str | Path) -> str:
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise UsageError(f"{path} holds no config.json: it is not a Hugging Face model directory")
         return str(path)
-    if path.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") > 1:
+    if path.is_absolute() or str(name_or_path).startswith((".", "~", "runs/")) or str(name_or_path).count("/") > 1:
         raise UsageError(f"no model directory {path}")
     return str(name_or_path)
 
