@@ -16,13 +16,16 @@ PACKAGES = (
 
 
 def git_state(where: Path) -> tuple[str | None, bool]:
-    """The commit checked out at ``where`` and whether tracked files differ from it; ``(None, False)`` outside git."""
+    """The commit checked out at ``where`` and whether tracked files differ from it; ``(None, False)`` outside git.
+
+    Recorded results are no part of what is run: one record written does not make the next one's tree look changed.
+    """
     try:
         commit = subprocess.run(
             ["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
         status = subprocess.run(
-            ["git", "-C", str(where), "status", "--porcelain", "--untracked-files=no"],
+            ["git", "-C", str(where), "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results"],
             capture_output=True, text=True, timeout=10, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
