@@ -34,7 +34,7 @@ from policydist.functional.sparsity import (
 )
 from policydist.runs.safefiles import TYPES, Entry, checkpoint
 
-PIECE = 2**20
+PIECE = 2**21
 """Entries read at a time."""
 PREFIX = "model."
 """What checkpoints of our own trainer have before every name of the model inside."""
@@ -143,7 +143,7 @@ def spread(
     workers: int | None,
 ) -> Iterator[tuple[str, list[int], Tensor | None]]:
     """All jobs by a few threads (reading and counting both release the interpreter), results in order, no backlog."""
-    count = workers or min(16, (os.cpu_count() or 1) + 1)
+    count = workers or min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(count) as pool:
         waiting = []
         for job in jobs:
