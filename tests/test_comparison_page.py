@@ -30,6 +30,22 @@ def test_tables_of_the_page_are_those_of_the_kept_runs(script, tmp_path, monkeyp
     assert {file.name for file in tmp_path.glob("*.png")} == {"comparison_arithmetic.png", "comparison_multi.png"}
 
 
+@pytest.mark.parametrize(
+    ("page", "kept", "digits"),
+    [
+        ("methods/doge.md", "doge", 2),
+        ("methods/doge.md", "doge_lr2e-3", 2),
+        ("methods/rexrag.md", "rexrag", 3),
+        ("comparison.md", "comparison_arithmetic-seconds_second_grpo", 3),
+        ("comparison.md", "comparison_multi-seconds_second_grpo", 3),
+    ],
+)
+def test_pages_quote_the_means_of_the_runs_that_were_kept(page, kept, digits):
+    text = (ROOT / "docs" / page).read_text()
+    for rows in json.loads((ROOT / "benchmarks" / "quoted" / f"{kept}.json").read_text())["runs"].values():
+        assert f"{sum(row['accuracy'] for row in rows) / len(rows):.{digits}f}" in text
+
+
 def test_every_method_had_all_seeds_and_differences_are_paired_with_grpo(script):
     for name in script.NAMES:
         runs = json.loads((script.KEPT / f"{name}.json").read_text())["runs"]

@@ -61,13 +61,15 @@ def test_the_shipped_weights_have_the_recorded_pass_rate(loaded):
     assert abs(accuracy(loaded, many, temperature=1.0) - LOG["pass_rates"]["pass@1"]) < 0.2
 
 
-@pytest.mark.parametrize(("kind", "least"), [("colour", 0.85), ("shape", 0.8), ("at", 0.7), ("count", 0.7)])
-def test_answers_follow_from_the_picture(loaded, kind, least):
+@pytest.mark.parametrize(
+    ("kind", "least", "fall"), [("colour", 0.85, 0.4), ("shape", 0.8, 0.4), ("at", 0.7, 0.3), ("count", 0.7, 0.3)]
+)
+def test_answers_follow_from_the_picture(loaded, kind, least, fall):
     asked = [row for row in TASK.test if row["source"] == kind]
     own = accuracy(loaded, asked)
     others = [{**row, "image": asked[i - 1]["image"]} for i, row in enumerate(asked)]
     assert own > least
-    assert accuracy(loaded, others) < own - 0.3
+    assert accuracy(loaded, others) < own - fall
 
 
 def test_as_solver_it_goes_by_the_analysis_whatever_the_picture_shows(loaded):
