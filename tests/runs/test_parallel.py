@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from policydist.errors import MissingExtraError, PolicydistError, UsageError
 from policydist.runs import seeds
-from policydist.runs.parallel import run_jobs
+from policydist.runs.parallel import end_workers, run_jobs
 
 names = st.lists(
     st.text(st.characters(exclude_characters="/", codec="utf-8")) | st.integers(0, 99), min_size=1, max_size=3
@@ -81,6 +83,16 @@ def test_an_error_or_interruption_leaves_no_process_behind() -> None:
     with pytest.raises(KeyboardInterrupt):  # the pool has the second job in its queue already
         list(run_jobs(wait_or_fail, [(3,), (200,)], workers=1, tick=interrupt))
     assert time.monotonic() - start < 100
+    assert not set(multiprocessing.active_children()) - before
+
+
+def test_workers_are_ended_even_if_the_thread_of_the_pool_takes_their_exit_status(monkeypatch) -> None:
+    monkeypatch.setattr(BaseProcess, "join", lambda self, timeout=None: None)  # as if another had been told already
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+    jobs = [pool.submit(abs, number) for number in range(4)]
+    assert jobs[-1].result() == 3
+    end_workers(pool, before)
     assert not set(multiprocessing.active_children()) - before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.process import BaseProcess
@@ -87,12 +88,14 @@ def run_jobs(
 
 
 def end_workers(pool: ProcessPoolExecutor, before: Collection[BaseProcess]) -> None:
-    """Stop a pool at once: its processes are those of this process that are not among the children ``before`` it."""
-    pool.shutdown(
-        wait=False, cancel_futures=True
-    )  # nothing can join the pool afterwards, so its children are joined here
+    """Stop a pool at once: its processes are those of this process that are not among the children ``before`` it.
+
+    Returns when none is left. The pool's own thread waits for them too, and may be the one that is told of an end;
+    joining a process here could then return before that thread has noted it.
+    """
+    pool.shutdown(wait=False, cancel_futures=True)
     children = set(multiprocessing.active_children()) - set(before)
     for child in children:
         child.terminate()
-    for child in children:
-        child.join()
+    while children & set(multiprocessing.active_children()):
+        time.sleep(0.005)
