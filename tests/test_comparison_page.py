@@ -13,6 +13,15 @@ from policydist.language.experiment import configure
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def quoted(name):
+    return json.loads((ROOT / "benchmarks" / "quoted" / f"{name}.json").read_text())
+
+
+def page_text(page):
+    """The page with every line break a space."""
+    return " ".join((ROOT / "docs" / page).read_text().split())
+
+
 @pytest.fixture(scope="module")
 def script():
     spec = importlib.util.spec_from_file_location("comparison_script", ROOT / "benchmarks" / "comparison.py")
@@ -41,9 +50,40 @@ def test_tables_of_the_page_are_those_of_the_kept_runs(script, tmp_path, monkeyp
     ],
 )
 def test_pages_quote_the_means_of_the_runs_that_were_kept(page, kept, digits):
-    text = (ROOT / "docs" / page).read_text()
-    for rows in json.loads((ROOT / "benchmarks" / "quoted" / f"{kept}.json").read_text())["runs"].values():
-        assert f"{sum(row['accuracy'] for row in rows) / len(rows):.{digits}f}" in text
+    for rows in quoted(kept)["runs"].values():
+        assert f"{sum(row['accuracy'] for row in rows) / len(rows):.{digits}f}" in page_text(page)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def signed(number):
+    return f"{number:.3f}".replace("-", "−")
+
+
+@pytest.mark.parametrize("people", [3, 4, 5])
+def test_dump_page_has_the_rewards_by_level_that_were_measured(people):
+    rates = {name: found["accuracy"] for name, found in quoted(f"dump_people_{people}")["models"].items()}
+    grpo, dump = ([rates[f"compare-people/{method}-seed{seed}"] for seed in range(3)] for method in ("grpo", "dump"))
+    gaps = [ours - theirs for ours, theirs in zip(dump, grpo, strict=True)]
+    ranges = [f"{signed(mean(x))} ({signed(min(x))} to {signed(max(x))})" for x in (grpo, dump, gaps)]
+    row = " | ".join([str(people), signed(rates["logic-base"]), *ranges])
+    assert f"| {row} |" in page_text("methods/dump.md")
+
+
+def test_dump_page_has_the_difference_on_the_mix():
+    grpo, dump = ([run["accuracy"] for run in quoted("dump_people")["runs"][method]] for method in ("grpo", "dump"))
+    assert f"the difference is {signed(mean(dump) - mean(grpo))} " in page_text("methods/dump.md")
+
+
+def test_doge_page_says_how_far_a_run_fell_in_its_first_stage():
+    paths = quoted("doge_lr2e-3_path")
+    worst = min(paths["accuracy"]["doge"], key=lambda path: min(path.values()))
+    step, low = min(worst.items(), key=lambda point: point[1])
+    assert int(step) <= paths["stage1_steps"]
+    end = worst[str(paths["steps"])]
+    assert f"accuracy falls to {low:.2f} before stage 2 brings it back to {end:.2f}" in page_text("methods/doge.md")
 
 
 def test_every_method_had_all_seeds_and_differences_are_paired_with_grpo(script):
