@@ -98,7 +98,7 @@ def tune(out: Path, workers: int | None, only: Sequence[str]) -> None:
         own = (*COMMON, *PLANS[task].words, *OWN.get(method, ()), *limits(task, "tokens", method))
         wanted = [*own, f"task.name={task}", f"train.lr={rate}", f"train.seed={TUNING_SEED}", "train.save_every=0"]
         jobs.append((configure(method, {"trackers": []}, wanted), out / "tune" / f"{task}-{method}-{rate}"))
-    for count, _ in enumerate(run_jobs(run_one, jobs, workers), start=1):
+    for count, _ in enumerate(run_jobs(run_one, jobs, workers, fresh=True), start=1):
         print(f"tuning: {count} of {len(jobs)} runs", flush=True)
     found: dict[str, dict[str, dict[str, float]]] = {method: {} for method in METHODS if method in only}
     for (task, method, rate), (_, folder) in zip(runs, jobs, strict=True):

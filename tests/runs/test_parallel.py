@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,13 +89,56 @@ def test_an_error_or_interruption_leaves_no_process_behind() -> None:
     assert not set(multiprocessing.active_children()) - before
 
 
+def process(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+@pytest.mark.slow
+def test_each_job_may_have_a_process_of_its_own() -> None:
+    before = set(multiprocessing.active_children())
+    found = dict(run_jobs(process, [(n,) for n in range(3)], workers=2, fresh=True))
+    assert [found[n][0] for n in range(3)] == [0, 1, 2]
+    assert len({pid for _, pid in found.values()} | {os.getpid()}) == 4
+    assert not set(multiprocessing.active_children()) - before
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from policydist.runs.parallel import run_jobs
+
+def work(number):
+    print("begun", number, flush=True)
+
+if __name__ == "__main__":
+    threading.Timer(float(sys.argv[1]), lambda: os.killpg(0, signal.SIGINT)).start()
+    try:
+        for _ in run_jobs(work, [(n,) for n in range(50)], workers=1, fresh=True):
+            pass
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 3.0])  # as the interpreter starts, later
+def test_ctrl_c_while_a_process_starts_is_quiet(tmp_path: Path, seconds: float) -> None:
+    script = tmp_path / "jobs.py"
+    script.write_text(INTERRUPTED)
+    ran = subprocess.run(
+        [sys.executable, str(script), str(seconds)], capture_output=True, text=True, timeout=100, start_new_session=True
+    )
+    assert ran.stdout.endswith("interrupted\n")
+    assert not ran.stderr
+    assert ran.stdout.count("begun") < 50
+
+
 def test_workers_are_ended_even_if_the_thread_of_the_pool_takes_their_exit_status(monkeypatch) -> None:
     monkeypatch.setattr(BaseProcess, "join", lambda self, timeout=None: None)  # as if another had been told already
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
     jobs = [pool.submit(abs, number) for number in range(4)]
     assert jobs[-1].result() == 3
-    end_workers(pool, before)
+    end_workers([pool], before)
     assert not set(multiprocessing.active_children()) - before
 
 

@@ -39,7 +39,7 @@ def local(tasks: Sequence[Task], workers: int) -> Iterator[dict[str, Any]]:
             "a worker process died (out of memory?); finished jobs are kept, run the claim again with fewer workers"
         ) from None
     except BaseException:
-        end_workers(pool, before)
+        end_workers([pool], before)
         raise
     finally:
         pool.shutdown()

@@ -75,7 +75,7 @@ def compare(
             }
             on_progress(done, base[methods[0]].train.steps)
 
-    for _ in run_jobs(run_one, jobs, workers, tick):
+    for _ in run_jobs(run_one, jobs, workers, tick, fresh=True):
         pass
     tick()
     curves = {key: read_metrics(job[1]) for key, job in zip(keys, jobs, strict=True)}

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
@@ -29,9 +29,10 @@ def one_thread() -> None:
 def begin_worker(stop: Event) -> None:
     """Prepare a worker process: one thread, and deaf to Ctrl-C while it has no job, or its pool would break."""
     global _stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     one_thread()
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def perform(function: Callable[..., Any], job: tuple[Any, ...]) -> Any:
@@ -50,11 +51,14 @@ def run_jobs(
     jobs: Sequence[tuple[Any, ...]],
     workers: int | None = None,
     tick: Callable[[], None] | None = None,
+    fresh: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number of the job, its result) as jobs finish; ``tick`` is called about twice a second meanwhile.
 
-    ``function`` must be importable by name. No process is left behind: an error in one job ends the others at once; after
-    an interruption the jobs not yet begun are dropped, and those at work, which Ctrl-C reached too, end as they do by it.
+    ``function`` must be importable by name. With ``fresh`` every job has a process of its own, whose memory is then its own
+    too; otherwise ``workers`` processes do them all, which small jobs need, as starting a process takes seconds.
+    No process is left behind: an error in one job ends the others at once; after an interruption the jobs not yet begun are
+    dropped, and those at work, which Ctrl-C reached too, end as they do by it.
 
     Raises:
         UsageError: for ``workers`` below one.
@@ -67,33 +71,58 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
     stop = context.Event()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker, initargs=(stop,)) as pool:
-        waiting: dict[Future[Any], int] = {
-            pool.submit(perform, function, job): number for number, job in enumerate(jobs)
-        }
-        try:
-            while waiting:
-                done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                if tick:
-                    tick()
-                for future in done:
-                    yield waiting.pop(future), future.result()
-        except KeyboardInterrupt:
-            stop.set()
+    waiting = list(enumerate(jobs))[::-1]
+    running: dict[Future[Any], tuple[int, ProcessPoolExecutor]] = {}
+
+    def begin(processes: int, count: int) -> None:
+        """The next ``count`` jobs, in a pool of their own."""
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=begin_worker, initargs=(stop,))
+        for _ in range(min(count, len(waiting))):
+            number, job = waiting.pop()
+            running[_submit(pool, function, job)] = number, pool
+
+    try:
+        for processes, count in [(1, 1)] * workers if fresh else [(workers, len(jobs))]:
+            begin(processes, count)
+        while running:
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            if tick:
+                tick()
+            for future in done:
+                result = future.result()
+                number, pool = running.pop(future)
+                if not any(other is pool for _, other in running.values()):
+                    pool.shutdown()
+                    if waiting:
+                        begin(1, 1)
+                yield number, result
+    except KeyboardInterrupt:
+        stop.set()
+        for pool in {pool for _, pool in running.values()}:
             pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        except BaseException:
-            end_workers(pool, before)
-            raise
+        raise
+    except BaseException:
+        end_workers([pool for _, pool in running.values()], before)
+        raise
 
 
-def end_workers(pool: ProcessPoolExecutor, before: Collection[BaseProcess]) -> None:
-    """Stop a pool at once: its processes are those of this process that are not among the children ``before`` it.
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], job: tuple[Any, ...]) -> Future[Any]:
+    """Submit a job, which may start a process: it is born with Ctrl-C held back, until `begin_worker` lets it in."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(perform, function, job)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
-    Returns when none is left. The pool's own thread waits for them too, and may be the one that is told of an end;
-    joining a process here could then return before that thread has noted it.
+
+def end_workers(pools: Iterable[ProcessPoolExecutor], before: Collection[BaseProcess]) -> None:
+    """Stop pools at once: their processes are those of this process that are not among the children ``before`` them.
+
+    Returns when none is left. A pool's own thread waits for them too, and may be the one that is told of an end; joining a
+    process here could then return before that thread has noted it.
     """
-    pool.shutdown(wait=False, cancel_futures=True)
+    for pool in pools:
+        pool.shutdown(wait=False, cancel_futures=True)
     children = set(multiprocessing.active_children()) - set(before)
     for child in children:
         child.terminate()
