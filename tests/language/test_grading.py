@@ -54,10 +54,10 @@ def test_extraction_by_one_way():
 
 
 def test_extraction_of_hostile_text_is_quick():
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ("\\boxed{" * 100_000, "{" * 1_000_000, "<answer>" * 100_000, "answer is " * 100_000):
         extract_answer(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

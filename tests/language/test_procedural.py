@@ -220,9 +220,9 @@ BOMBS = [
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
 def test_bombs_are_wrong_and_cheap(name, bomb):
-    start = time.perf_counter()
+    start = time.process_time()
     assert grade(name, f"#{bomb}", TASKS[name].test[0]) == 0
-    assert time.perf_counter() - start < 0.2
+    assert time.process_time() - start < 0.2
 
 
 @given(names, st.integers(0, 39), st.text(max_size=40), st.text("0123456789+-*(),#KN ²٣\x00\n", max_size=40))

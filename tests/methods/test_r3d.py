@@ -413,6 +413,6 @@ def test_speed_and_memory_of_the_papers_application():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40e6  # the full product would take 285 MB
-    start = time.perf_counter()
+    start = time.process_time()
     model.fit(design.x, matrix).bootstrap()
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
