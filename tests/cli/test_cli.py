@@ -97,6 +97,14 @@ def test_unknown_names_offer_the_nearest(capsys: Capture) -> None:
     refused(capsys, ["claim", "aepoo"], 2, "aepoo", "aepo")
 
 
+@pytest.mark.parametrize("slug", ["grpo", "sft"])
+def test_methods_of_single_responses_refuse_a_task_of_searches(slug: str, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "run"
+    words = ["train", slug, "--task", "two-hop", "--model", "embedded-search", "--steps", "1", "--out", str(out)]
+    refused(capsys, words, 2, "two-hop is answered by searching", slug, "policydist train rexrag --set knobs.p_rev=0")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

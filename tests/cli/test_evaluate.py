@@ -12,6 +12,10 @@ import pytest
 import policydist
 from policydist.cli.main import main
 from policydist.language import embedded
+from policydist.language.policies import loading
+from policydist.language.retrieval import BM25Retriever
+from policydist.language.service import Service
+from policydist.language.tasks import twohop
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ("--rows", "12", "--samples", "2", "--set", "eval.answer_tokens=4", "--set", "task.train_size=8")
@@ -101,6 +105,65 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, capsys: Capture) -> N
     assert "is a run without a trained model" in refused(capsys, str(tmp_path))
     (tmp_path / "file").write_text("")
     assert "--out takes a folder" in refused(capsys, "embedded", "--out", str(tmp_path / "file"))
+
+
+SEARCH = ("--task", "two-hop")
+"""A task that is answered by searching."""
+
+
+def test_a_task_of_searches_is_played_in_the_episodes_of_a_run(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(embedded.search_path(), folder)
+    found = asked(capsys, "embedded-search", str(folder), *SEARCH)["models"]
+    assert 0.2 < found["embedded-search"]["accuracy"] < 0.7
+    assert found[str(folder)] == found["embedded-search"]
+    stored = {"method": "rexrag", "task": {"name": "two-hop", "train_size": 8}}
+    assert policydist.evaluate("embedded-search", rows=12, samples=2, config=stored) == found["embedded-search"]
+    alone = asked(capsys, "embedded-search", *SEARCH, "--set", "knobs.max_turns=1")["models"]["embedded-search"]
+    assert alone["accuracy"] < 0.2
+    assert alone["length"] <= twohop.ANSWER_TOKENS
+
+
+def test_a_run_of_single_responses_searches_too_where_the_task_asks_for_it(run: Path, capsys: Capture) -> None:
+    quick = ("--rows", "2", "--samples", "1", "--set", "knobs.max_turns=2")
+    assert main(["evaluate", str(run), *SEARCH, *quick, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["models"][str(run)]
+    assert found["length"] > twohop.ANSWER_TOKENS  # it has never seen a tag, but is told so and has a second turn
+
+
+def test_own_questions_with_a_corpus_or_a_service(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = twohop.build()
+    lines = {"qa": task.test[:40], "corpus": [{"contents": text} for text in task.documents]}
+    for name, rows in lines.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["embedded-search", "--task", f"jsonl:{tmp_path / 'qa.jsonl'}", "--set", "task.grader=short_answer"]
+    words += ["--set", "task.test_size=16", "--set", "rollout.max_new_tokens=24"]
+    found = asked(capsys, *words, "--set", f"knobs.corpus={tmp_path / 'corpus.jsonl'}")["models"]["embedded-search"]
+    assert found["accuracy"] > 0.2
+    searched: list[int] = []
+
+    def post(_: Service, body: dict[str, Any]) -> dict[str, Any]:
+        searched.append(body["topk"])
+        texts = BM25Retriever(task.documents).search(body["queries"], body["topk"])
+        return {"result": [[{"document": {"contents": text}} for text in found] for found in texts]}
+
+    monkeypatch.setattr(Service, "post", post)
+    served = asked(capsys, *words, "--set", "retriever=http://127.0.0.1:9/retrieve")["models"]["embedded-search"]
+    assert served == found
+    assert set(searched) == {1}
+
+
+def test_what_episodes_cannot_do_is_refused_before_a_model_is_loaded(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_policy", None)
+    assert "leave the budgets out" in refused(capsys, "embedded-search", *SEARCH, "--budgets", "3,6")
+    assert "nothing to search" in refused(capsys, "embedded", "--task", "chain", "--set", "knobs.max_turns=3")
+    both = ("--set", "knobs.corpus=docs.jsonl", "--set", "knobs.retriever=http://127.0.0.1:9")
+    assert "not both" in refused(capsys, "embedded", "--task", "chain", *both)
+    assert "did you mean max_turns" in refused(capsys, "embedded-search", *SEARCH, "--set", "knobs.max_turn=3")
 
 
 def test_a_model_without_an_end_of_thinking_is_told_how_to_name_one(tmp_path: Path, capsys: Capture) -> None:

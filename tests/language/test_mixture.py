@@ -49,6 +49,8 @@ def test_what_a_mixture_refuses(sums: str) -> None:
         load_task("mix:arithmetic,chian", train_size=4, test_size=4)
     with pytest.raises(UsageError, match="options for 'chian'"):
         load_task("mix:arithmetic,chain", options={"chian": {}})
+    with pytest.raises(UsageError, match="two-hop brings documents to search"):
+        load_task("mix:chain,two-hop", train_size=4, test_size=4)
     with pytest.raises(UsageError, match=r"task\.options\.chain"):
         load_task("mix:arithmetic,chain", options={"chain": 3})
 

@@ -225,9 +225,12 @@ class Evaluate:
     """Measure models on a task's test rows without training: accuracy, pass@k, length, and accuracy when thinking is cut.
 
     A run is measured as it was while it trained, and so are the models beside it, unless a task or config is given.
+    A task that is answered by searching (two-hop) is played in whole episodes with a search engine, and so is any task
+    with a knob of rexrag's search, such as knobs.corpus, knobs.retriever or knobs.max_turns.
 
     Examples: policydist evaluate embedded --task chain --budgets 3,6,9,13
               policydist evaluate embedded runs/brpo-chain --budgets 3,6,9,13 --out before-after
+              policydist evaluate embedded-search --task two-hop
     """
 
     models: Positional[tuple[str, ...]]

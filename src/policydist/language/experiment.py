@@ -18,6 +18,7 @@ from policydist.language.evaluate import Anytime, Evaluation
 from policydist.language.multiturn import AnswerJudge
 from policydist.language.prompts import ContextPrompts, TextPrompts
 from policydist.language.recipe import Judge, Recipe, Setting
+from policydist.language.retrieval import check_sources
 from policydist.language.segmented import TextAnswering, Thinking, thinking_of
 from policydist.language.trainer import Row, TrainConfig, Trainer
 from policydist.language.types import Sampling
@@ -28,6 +29,7 @@ from policydist.runs.directory import Run, fresh_name, read_config, read_metrics
 
 if TYPE_CHECKING:
     from policydist.language.policies.hf import TransformersPolicy
+    from policydist.language.tasks.base import Task
 
 
 def at_least_one(section: str, config: Any, *names: str) -> None:
@@ -191,23 +193,53 @@ class Parts:
     evaluation: Evaluation
 
 
-def assemble(config: RunConfig, world: World) -> Parts:
-    """Load model and task and build the recipe; nothing is written."""
-    from policydist.language.judges import TaskJudge
-    from policydist.language.policies.loading import Lora, load_policy
+def read_task(config: TaskConfig) -> Task:
+    """The task that the config names."""
     from policydist.language.tasks.sources import load_task
 
-    task_config, rollout = config.task, config.rollout
-    task = load_task(
-        task_config.name,
-        seed=task_config.seed,
-        train_size=task_config.train_size,
-        test_size=task_config.test_size,
-        prompt_column=task_config.prompt_column,
-        answer_column=task_config.answer_column,
-        grader=task_config.grader,
-        options=task_config.options,
+    return load_task(
+        config.name,
+        seed=config.seed,
+        train_size=config.train_size,
+        test_size=config.test_size,
+        prompt_column=config.prompt_column,
+        answer_column=config.answer_column,
+        grader=config.grader,
+        options=config.options,
     )
+
+
+def check_answering(config: RunConfig, task: Task) -> None:
+    """Single responses cannot answer a task that brings documents to search; episodes need something to search, and have no
+    thinking to be cut. Known before a model is loaded.
+
+    Raises:
+        UsageError: for any of them, saying what to do instead.
+    """
+    episodes = methods.plays_episodes(config.method)
+    if task.documents and not episodes:
+        raise UsageError(
+            f"task {config.task.name} is answered by searching, but {config.method} trains on single responses; GRPO with "
+            "the search tool is: policydist train rexrag --set knobs.p_rev=0"
+        )
+    if not episodes:
+        return
+    check_sources(config.knobs.retriever, config.knobs.corpus, task.documents)
+    if config.eval.budgets:
+        raise UsageError(
+            f"eval.budgets (--budgets) cuts the thinking of single responses, but task {config.task.name} is answered in "
+            "episodes with a search engine; leave the budgets out"
+        )
+
+
+def assemble(config: RunConfig, world: World, task: Task | None = None) -> Parts:
+    """Load model and task (unless it is at hand) and build the recipe; nothing is written."""
+    from policydist.language.judges import TaskJudge
+    from policydist.language.policies.loading import Lora, load_policy
+
+    rollout = config.rollout
+    task = task or read_task(config.task)
+    check_answering(config, task)
     lora = Lora(rank=config.model.lora_rank, alpha=config.model.lora_alpha) if config.model.lora_rank else None
     device: Any = config.model.device
     if device == "auto":

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policydist.errors import UsageError
-from policydist.language import methods
-from policydist.language.experiment import assemble, configure
+from policydist.language import experiment, methods
 from policydist.language.world import World
 from policydist.runs.directory import read_config
 
+if TYPE_CHECKING:
+    from policydist.language.experiment import RunConfig
+    from policydist.language.tasks.base import Task
+
 SECTIONS = ("task", "rollout", "eval", "method", "knobs")
 """What of a run's config says how its model is measured."""
+
+SEARCHING = "rexrag"
+"""The method by whose knobs and in whose episodes any model searches."""
 
 
 def evaluate(
@@ -35,26 +42,55 @@ def evaluate(
         task: as for training. Without it and without ``config`` a run is measured on its own task, any other model on the
             default one.
         budgets: ascending numbers of thinking tokens after which the model is made to answer: ``accuracy@<budget>`` each, and
-            their mean ``anytime``.
+            their mean ``anytime``. Not where episodes are played.
         rows, samples: how many test rows, and responses to each.
-        config, settings: further settings of the sections task, model, rollout and eval, as for training. With a method whose
-            responses are whole episodes (rexrag; a run's own or the config's) these are played.
+        config, settings: further settings of the sections task, model, rollout and eval, as for training. A response is a whole
+            episode with a search engine where the task brings documents (two-hop), where ``settings`` hold a knob of the
+            search, such as ``"knobs.corpus=corpus.jsonl"`` or ``"knobs.retriever=http://…"``, and where the method (a run's own
+            or the config's) is rexrag.
 
     Raises:
         UsageError: for anything wrong with the request, such as budgets that do not ascend or do not fit into the model's
-            context, or a model whose tokenizer has no end of thinking.
+            context, a model whose tokenizer has no end of thinking, or a search where there is nothing to search.
     """
     if config is None:
         config = run_settings([model])
     short = {"task.name": task, "model.name": weights(model), "eval.rows": rows, "eval.samples": samples}
     words = [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
     words += [f"eval.budgets={json.dumps(list(budgets))}"] if budgets else []
-    method, stored = str(config.get("method", "grpo")), dict(config)
-    if not getattr(methods.load(method), "EPISODES", False):  # how other methods train is nothing to the evaluation
-        method, stored = "grpo", {key: value for key, value in config.items() if key not in ("method", "knobs")}
-    parts = assemble(configure(method, stored, [*words, *settings]), World())
+    plan, loaded = planned(config, [*words, *settings])
+    parts = experiment.assemble(plan, World(), loaded)
     found = parts.evaluation.measure(parts.policy)
     return {key.removeprefix("eval/"): value for key, value in found.items()}
+
+
+def planned(config: Mapping[str, Any], words: Sequence[str]) -> tuple[RunConfig, Task | None]:
+    """The config to measure by, and the task where it had to be read to know: by single responses, unless something says
+    that answering takes a search. How a method without episodes trains is nothing to the evaluation."""
+    method = str(config.get("method", "grpo"))
+    if methods.plays_episodes(method):
+        return experiment.configure(method, config, words), None
+    bare = {key: value for key, value in config.items() if key not in ("method", "knobs")}
+    if any(map(of_search, words)):
+        return experiment.configure(SEARCHING, bare, words), None
+    plan = experiment.configure("grpo", bare, words)
+    task = experiment.read_task(plan.task)
+    return (experiment.configure(SEARCHING, bare, words) if task.documents else plan), task
+
+
+def of_search(word: str) -> bool:
+    """Whether a ``key=value`` word sets a knob that only a method with a search engine has."""
+
+    def settings_of(config: Any) -> set[str]:
+        return {entry.name for entry in dataclasses.fields(config)}
+
+    key = word.partition("=")[0]
+    plain = settings_of(methods.load("grpo").Config)
+    if key.startswith("knobs."):
+        return key.removeprefix("knobs.") not in plain
+    return key in settings_of(methods.load(SEARCHING).Config) - plain.union(
+        *map(settings_of, experiment.SECTIONS.values())
+    )
 
 
 def weights(model: str | Path) -> str:

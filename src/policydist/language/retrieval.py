@@ -151,21 +151,30 @@ def read_corpus(file: str) -> list[str]:
     return documents
 
 
+def check_sources(url: str | None, corpus: str | None, documents: Sequence[str]) -> None:
+    """Refuse two things to search, and none.
+
+    Raises:
+        UsageError: if both of the first two are given, or neither and the task has no documents.
+    """
+    if url is not None and corpus is not None:
+        raise UsageError("give knobs.retriever or knobs.corpus, not both")
+    if url is None and corpus is None and not documents:
+        raise UsageError(
+            "there is nothing to search: the task brings no documents; set knobs.corpus to a file of documents, or "
+            "knobs.retriever to a service's address"
+        )
+
+
 def find_retriever(
     url: str | None, corpus: str | None, documents: Sequence[str], timeout: float, retries: int
 ) -> Retriever:
     """The service at ``url``, or BM25 over the corpus file, or over the task's own documents.
 
     Raises:
-        UsageError: if both or none of the first two are given and the task has no documents.
+        UsageError: as `check_sources`; for a corpus that cannot be read, and for what is no http address.
     """
-    if url is not None and corpus is not None:
-        raise UsageError("give knobs.retriever or knobs.corpus, not both")
+    check_sources(url, corpus, documents)
     if url is not None:
         return HTTPRetriever(url, timeout, retries)
-    if corpus is None and not documents:
-        raise UsageError(
-            "there is nothing to search: the task brings no documents; set knobs.corpus to a file of documents, or "
-            "knobs.retriever to a service's address"
-        )
     return BM25Retriever(read_corpus(corpus) if corpus is not None else documents)

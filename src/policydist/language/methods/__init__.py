@@ -34,3 +34,13 @@ def load(slug: str) -> Method:
     if slug not in names():
         raise UsageError(f"no method {slug}: {nearest(slug, names())}")
     return cast(Method, importlib.import_module(f"{__name__}.{slug}"))
+
+
+def plays_episodes(slug: str) -> bool:
+    """Whether a response is an episode with a search engine for this method, in evaluation too. Its config then has the
+    knobs ``corpus`` and ``retriever``.
+
+    Raises:
+        UsageError: for an unknown slug.
+    """
+    return bool(getattr(load(slug), "EPISODES", False))

@@ -33,7 +33,8 @@ def load_mixture(spec: str, load: Callable[[str, Mapping[str, Any]], Task], opti
     mixture's ``accuracy``; a task that lacks one of the further components earns 0 there.
 
     Raises:
-        UsageError: no task, one named twice, options for a task that is not in the mixture, or weighted components.
+        UsageError: no task, one named twice, options for a task that is not in the mixture, weighted components, or a task
+            that is answered by searching.
     """
     specs = [part.strip() for part in spec.partition(":")[2].split(",")]
     names = [source_name(part) for part in specs]
@@ -53,6 +54,8 @@ def load_mixture(spec: str, load: Callable[[str, Mapping[str, Any]], Task], opti
             raise UsageError(f"task {spec!r}: {name} weights its rewards, which a mixture cannot keep")
         if not task.train:
             raise UsageError(f"task {spec!r}: {name} has no rows to train on")
+        if task.documents:
+            raise UsageError(f"task {spec!r}: {name} brings documents to search, which a mixture cannot keep")
     return Task(
         spec,
         _turns({name: task.train for name, task in tasks.items()}),
