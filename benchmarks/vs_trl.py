@@ -149,8 +149,9 @@ def run_ours(model: Path, case: str, steps: int, folder: Path) -> Clock:
     train(
         "grpo", task=f"jsonl:{data}", model=str(model), steps=steps, out=folder / "run", on_step=on_step,
         settings=[
-            "task.grader=vs_trl:digits", f"rollout.prompts={PROMPTS}", f"rollout.samples={SAMPLES}",
-            f"rollout.max_new_tokens={LIMITS[case]}", f"train.lr={RATES[case]}", "train.save_every=0", "trackers=[]",
+            "model.device=cpu", "task.grader=vs_trl:digits", f"rollout.prompts={PROMPTS}",
+            f"rollout.samples={SAMPLES}", f"rollout.max_new_tokens={LIMITS[case]}", f"train.lr={RATES[case]}",
+            "train.save_every=0", "trackers=[]",
         ],
     )  # fmt: skip
     return clock
@@ -230,6 +231,8 @@ def main() -> None:
     parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.steps <= WARM:
+        parser.error(f"--steps is {asked.steps}; it must be above {WARM}, as the first {WARM} are not counted")
     if asked.worker:
         # The grader is looked up by name, so the lengths it notes are those of the module of that name.
         sys.path.insert(0, str(Path(__file__).parent))

@@ -75,10 +75,11 @@ def in_this_process(
     def start(words: Sequence[str], stdout: int | None = None, **_: Any) -> SimpleNamespace:
         assert list(words[:2]) == [sys.executable, script.__file__]
         begin()
-        with monkeypatch.context() as patch, redirect_stdout(io.StringIO() if stdout else sys.stdout) as out:
+        kept = io.StringIO()
+        with monkeypatch.context() as patch, redirect_stdout(kept if stdout else sys.stdout):
             patch.setattr(sys, "argv", list(words[1:]))
             script.main()
-        return SimpleNamespace(stdout=out.getvalue() if stdout else None)
+        return SimpleNamespace(stdout=kept.getvalue())
 
     monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=start, PIPE=subprocess.PIPE))
 
@@ -116,6 +117,7 @@ def test_allocation(load: Load, run: Run) -> None:
     assert all(found[-1][2] > 0 for found in rows.values())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="drops files from Linux's page cache and reads Linux's /proc")
 def test_diff_speed(load: Load, run: Run, tmp_path: Path) -> None:
     script = load("diff_speed")
     text = run(script, "--gigabytes", "0.01", "--share", "0.25", "--repeats", "1")
@@ -124,7 +126,8 @@ def test_diff_speed(load: Load, run: Run, tmp_path: Path) -> None:
     for source in ("from disk", "from cache"):
         ((read, _, diff, _, ratio),) = numbers(f"{source} +{line}", text)
         assert ratio > 0
-        assert ratio == pytest.approx(read / diff, rel=0.2)  # of one round, by numbers that were rounded to print
+        half = 0.005  # everything is rounded to two decimals; of one round the medians are its numbers
+        assert (read - half) / (diff + half) - half <= ratio <= (read + half) / max(diff - half, 1e-9) + half
     ((_, share, _),) = numbers("memory grows by # MiB at its peak, # of the largest tensor \\(# MiB\\)", text)
     assert share > 0
     # The work to be timed is the one that was asked for.
@@ -161,7 +164,7 @@ def test_optdist_streaming(load: Load, run: Run, monkeypatch: pytest.MonkeyPatch
     assert text.startswith("3,000 rows, ")
     for part in ("streamed", "two_stages"):
         ((_, _, peak, gini),) = numbers(rf"(?m)^{part} +wall +# s +cpu +# s +peak # GiB +Norm-GINI #$", text)
-        assert peak > 0.05  # gibibytes, whatever unit the system counts in
+        assert peak > 0.05
         assert 0.3 < gini <= 1, "the part that was timed does not learn to rank customers"
 
 
@@ -236,11 +239,20 @@ def test_step_cost(load: Load, run: Run) -> None:
 
 def test_vs_trl(load: Load, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trl", reason="needs the trl extra")
+    from policydist.language import experiment
+
     script = load("vs_trl")
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name, value in {"PROMPTS": 4, "SAMPLES": 2, "LIMITS": {"equal": 4, "skewed": 12}}.items():
         monkeypatch.setattr(script, name, value)
-    graded = []
+    graded, asked = [], []
+    train = experiment.train
+
+    def noted(*words: Any, **named: Any) -> Any:
+        asked.append(named["settings"])
+        return train(*words, **named)
+
+    monkeypatch.setattr(experiment, "train", noted)
 
     def begin() -> None:
         graded.append(len(script.lengths))
@@ -249,6 +261,7 @@ def test_vs_trl(load: Load, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     in_this_process(script, monkeypatch, begin)
     text = run(script, "--rounds", "1", "--steps", "3", "--threads", "1")
     assert [*graded, len(script.lengths)] == [0, 24, 24, 24, 24], "steps, prompts or samples are not those of the other"
+    assert all("model.device=cpu" in settings for settings in asked), "TRL's side has use_cpu=True"
     for case, limit in script.LIMITS.items():
         own = text.partition(f"{case}: 4 prompts x 2 samples, up to {limit} tokens, 1 rounds of 3 steps\n")[2]
         line = "# completions/s +# a processor second +peak +# MB +reward # -> #\\n +length: mean # +median # +p90 #"
@@ -262,6 +275,8 @@ def test_vs_trl(load: Load, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ratios = numbers(r"ours / trl: speed # \(rounds: #\), per processor second #, memory #", own)[0]
         speed = ours[0] / theirs[0]
         assert ratios == pytest.approx([speed, speed, ours[1] / theirs[1], ours[2] / theirs[2]], rel=0.05, abs=0.01)
+    with pytest.raises(SystemExit):
+        run(script, "--steps", "2")  # nothing would be left to count
 
 
 @pytest.fixture
