@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
 
 from policydist.functional import allocate_rollouts, info_gain, solve_knapsack, thompson_rates, top_rows
@@ -33,6 +35,11 @@ def show(name: str, prompts: int, work: Callable[[], object], repeats: int) -> N
     print(f"{name:<34}{prompts:>9,}{min(taken):>10.1f}{max(taken):>10.1f}")
 
 
+def pick(counts: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """The 256 prompts whose drawn rates promise the most."""
+    return top_rows(info_gain(thompson_rates(counts, counts, rng)), 256)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -43,18 +50,13 @@ def main() -> None:
     print(f"{'':<34}{'prompts':>9}{'best ms':>10}{'worst ms':>10}")
     for prompts in (256, 1000, 10_000, 100_000):
         p, known = rates(prompts), torch.ones(prompts, dtype=torch.bool)
-        show("knapsack, 8 rollouts a prompt", prompts, lambda p=p, known=known: allocate_rollouts(p, known, 8), repeats)
+        show("knapsack, 8 rollouts a prompt", prompts, partial(allocate_rollouts, p, known, 8), repeats)
     p = rates(64)
-    show("the same by dynamic programming", 64, lambda: solve_knapsack(p, 64 * 8, method="dp"), min(3, repeats))
+    show("the same by dynamic programming", 64, partial(solve_knapsack, p, 64 * 8, method="dp"), min(3, repeats))
     for pool in (10_000, 100_000):
         counts = torch.rand(pool, dtype=torch.float64) * 10
         rng = numpy_generator(0, "draws")
-        show(
-            "Thompson draws and the best 256",
-            pool,
-            lambda c=counts, r=rng: top_rows(info_gain(thompson_rates(c, c, r)), 256),
-            repeats,
-        )
+        show("Thompson draws and the best 256", pool, partial(pick, counts, rng), repeats)
 
 
 if __name__ == "__main__":
