@@ -106,6 +106,24 @@ def test_sampler_and_scorer_agree(kind: str) -> None:
     torch.testing.assert_close(scores.logprobs, found.logprobs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "bloom"])
+def test_what_the_sampler_notes_under_a_tilt_is_what_the_scorer_finds(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = policy(kind)
+    model.ends = (END, 3, 9, 24)
+    plain = model.generate(prompts(), Sampling(max_new_tokens=24), uniforms())
+    assert plain.tilted is None
+    monkeypatch.setattr("policydist.language.policies.hf.DECODE_ROWS", 5)
+    found = model.generate(prompts(), Sampling(max_new_tokens=24, tilt=1.7), uniforms())
+    assert torch.equal(found.ids * found.mask, plain.ids * plain.mask), "noting must not change what is drawn"
+    with torch.no_grad():
+        scores = model.score(rollouts(found), tilts=(1.7,))
+    noted = rollouts(found).extras["tilted_logprobs"]
+    assert (noted - found.logprobs).abs().max() > 0.1, "the test needs a tilt that matters"
+    torch.testing.assert_close(noted, scores.tilted[1.7], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "gemma2"])
 def test_greedy_equals_transformers_generate(kind: str) -> None:
     found = policy(kind).generate(prompts(), Sampling(max_new_tokens=12, temperature=0), uniforms())

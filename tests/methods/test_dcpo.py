@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from at_work import FAST, trained, trainer
 from policydist.errors import PolicydistError
+from policydist.language.recipe import Context
 
 
 def test_dcpo_without_an_entropy_error_is_grpo() -> None:
@@ -45,3 +47,41 @@ def test_dcpo_rewards_correct_samples_of_solved_groups() -> None:
     work = trainer("dcpo", FAST, target_entropy=0.5)
     object.__setattr__(work.recipe, "judge", lambda r, ctx: replace(r, rewards=torch.ones(len(r))))
     assert work.step()["grad_norm"] > 0  # GRPO's advantage is zero everywhere
+
+
+def test_dcpo_takes_the_ratio_from_the_sampler_where_it_was_noted_and_looks_again_where_not() -> None:
+    work = trainer("dcpo", FAST, target_entropy=0.5)
+    ctx = Context(work.policy, seed=0)
+    prompts = work.recipe.curriculum.select(ctx)
+    sampled = work.recipe.sampler(prompts, ctx)
+    sampled = ctx.judge(work.recipe.judge, sampled)
+    assert "tilted_logprobs" not in sampled.extras, "a table does not note"
+    again = work.recipe.credit(sampled, ctx).advantages
+    at = {t: ctx.score(sampled, tilts=(t,)).tilted[t] for t in (0.8, 1.2)}
+    noted = {t: replace(sampled, extras={"tilted_logprobs": tilted}) for t, tilted in at.items()}
+    torch.testing.assert_close(work.recipe.credit(noted[1.2], ctx).advantages, again)
+    assert not torch.allclose(work.recipe.credit(noted[0.8], ctx).advantages, again)
+    inexact = replace(noted[0.8], old_logprobs=None)  # not drawn from the policy itself: the note has no counterpart
+    torch.testing.assert_close(work.recipe.credit(inexact, ctx).advantages, again)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "first", "second"),
+    [({}, 1.2, 0.8), ({"entropy_source": "current_exact"}, 0, 0), ({"reweight": False}, 0, 0)],
+)
+def test_dcpo_asks_the_sampler_for_the_temperature_that_credit_will_use(
+    knobs: dict[str, Any], first: float, second: float
+) -> None:
+    work = trainer("dcpo", FAST, target_entropy=0.5, **knobs)
+    asked: list[float] = []
+    plain = work.policy.generate
+
+    def watched(prompts: Any, sampling: Any, uniforms: Any) -> Any:
+        asked.append(sampling.tilt or 0)
+        return plain(prompts, sampling, uniforms)
+
+    object.__setattr__(work.policy, "generate", watched)
+    rows = [work.step(), work.step()]
+    assert asked == [first, second]
+    if first:
+        assert asked == [row["dcpo/temperature"] for row in rows]

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from policydist.functional import tilted_logprobs
 from policydist.language.types import Generation, Sampling
 
 RETIRE = 0.8
@@ -90,6 +91,7 @@ def decode(
     ids = torch.full((width, count), pad, device=device)
     logprobs = torch.zeros((width, count), device=device)
     mask = torch.zeros((width, count), dtype=torch.bool, device=device)
+    tilted = None if sampling.tilt is None else torch.zeros((width, count), device=device)
     columns = uniforms[:, :width].T.contiguous()
     stops = torch.tensor(list(ends), device=device)
     rows = torch.arange(count, device=device)
@@ -100,6 +102,8 @@ def decode(
         tokens, chances = draw(logits, columns[step, rows], sampling)
         live = rows[going]
         ids[step, live], logprobs[step, live], mask[step, live] = tokens[going], chances[going], True
+        if tilted is not None and sampling.tilt is not None:
+            tilted[step, live] = tilted_logprobs(logits, tokens, sampling.tilt)[going].float()
         going &= ~torch.isin(tokens, stops)
         step += 1
         alive = int(going.sum())
@@ -110,4 +114,5 @@ def decode(
             decoder.keep(kept)
             rows, tokens, going = rows[kept], tokens[kept], going[kept]
         logits = decoder.next(tokens)
-    return Generation(*(tensor[:step].T.contiguous() for tensor in (ids, mask, logprobs)))
+    found = (ids, mask, logprobs) if tilted is None else (ids, mask, logprobs, tilted)
+    return Generation(*(tensor[:step].T.contiguous() for tensor in found))

@@ -9,8 +9,8 @@ objective    the loss
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -229,12 +229,15 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """Plain sampling from the current policy."""
+    """Plain sampling from the current policy. ``tilt``: this step's `Sampling.tilt`; what comes of it is in the extra
+    ``tilted_logprobs`` [N, T], which some policies leave out."""
 
     sampling: Sampling
+    tilt: Callable[[Context], float] | None = None
 
     def __call__(self, prompts: Prompts, ctx: Context) -> Rollouts:
-        return ctx.generate(prompts, self.sampling, "rollout")
+        sampling = self.sampling if self.tilt is None else replace(self.sampling, tilt=self.tilt(ctx))
+        return ctx.generate(prompts, sampling, "rollout")
 
 
 def broadcast(values: Float[Tensor, " N"], rollouts: Rollouts) -> Float[Tensor, "N T"]:

@@ -21,7 +21,8 @@ from policydist.errors import PolicydistError
 class Sampling:
     """How tokens are drawn: ``softmax(logits / temperature)``, optionally cut to the ``top_k`` / ``top_p`` head.
 
-    ``stop``: token ids that end a response besides the policy's own end tokens; like these they are part of it.
+    ``stop``: token ids that end a response besides the policy's own end tokens; like these they are part of it. ``tilt``: a
+    temperature under which the drawn tokens' log-probabilities are wanted too, from a policy that can tell them in passing.
     """
 
     max_new_tokens: int = 64
@@ -29,6 +30,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[int, ...] = ()
+    tilt: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -37,6 +39,8 @@ class Sampling:
             raise PolicydistError(f"temperature is {self.temperature}; it must be 0 (greedy) or positive")
         if not 0 < self.top_p <= 1:
             raise PolicydistError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.tilt is not None and not self.tilt > 0:
+            raise PolicydistError(f"tilt is {self.tilt}; it must be positive, or null for none")
 
     @property
     def exact(self) -> bool:
@@ -72,11 +76,14 @@ class Prompts:
 @dataclass(frozen=True)
 class Generation:
     """What a policy sampled: token ids [N, T] right-padded, ``mask`` true up to and including the end token, and the
-    log-probability [N, T] of every token under the distribution it was really drawn from (temperature and cuts included)."""
+    log-probability [N, T] of every token under the distribution it was really drawn from (temperature and cuts included).
+    ``tilted`` [N, T]: that under ``softmax(logits / sampling.tilt)``, if asked for; None from policies that must be asked again
+    (``Policy.score``)."""
 
     ids: Int[Tensor, "N T"]
     mask: Bool[Tensor, "N T"]
     logprobs: Float[Tensor, "N T"]
+    tilted: Float[Tensor, "N T"] | None = None
 
 
 @dataclass(frozen=True)

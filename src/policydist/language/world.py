@@ -103,6 +103,7 @@ def to_rollouts(prompts: Prompts, generation: Generation, first_group: int = 0) 
         group=(owner + first_group).to(device),
         index=prompts.index[owner].to(device),
         behavior_logprobs=generation.logprobs,
+        extras={} if generation.tilted is None else {"tilted_logprobs": generation.tilted},
         items=items,
     )
 

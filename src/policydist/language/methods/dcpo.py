@@ -8,12 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
 from policydist.errors import PolicydistError
 from policydist.functional import dcpo_advantage, dcpo_alpha, entropy_switch, grpo_advantage
 from policydist.language.credits import rewards_of
 from policydist.language.methods import grpo
 from policydist.language.objectives import LossConfig
-from policydist.language.recipe import Context, Recipe, Setting, broadcast
+from policydist.language.recipe import Context, OnPolicy, Recipe, Setting, broadcast
 from policydist.language.types import Rollouts
 
 DIFFERENCES: tuple[str, ...] = (
@@ -47,6 +50,10 @@ class Config(LossConfig):
     on_no_correct: Literal["skip", "raise"] = "skip"
     reweight: bool = True
 
+    def temperature(self, entropy: float) -> float:
+        """Of the target, given the entropy that the controller sees."""
+        return entropy_switch(entropy, self.target_entropy, self.high, self.low)
+
 
 @dataclass(frozen=True)
 class TiltedCredit:
@@ -61,15 +68,14 @@ class TiltedCredit:
                 f"dcpo: no response of step {ctx.step + 1} is correct; use an easier task or on_no_correct=skip"
             )
         entropy = self.entropy(rollouts, ctx)
-        temperature = entropy_switch(entropy, config.target_entropy, config.high, config.low)
+        temperature = config.temperature(entropy)
         alpha = dcpo_alpha(entropy, config.target_entropy, fraction, config.cap)
         advantages = broadcast(grpo_advantage(rewards_of(rollouts), rollouts.group), rollouts)
         log_rho = advantages.new_zeros(advantages.shape)
         if config.reweight and alpha > 0:
-            # Only correct samples carry the ratio, so only they need the second look.
+            # Only correct samples carry the ratio, so only they need it.
             rows = correct.nonzero().flatten()
-            scores = ctx.score(rollouts.select(rows), tilts=(temperature,))
-            log_rho[rows] = scores.tilted[temperature] - scores.logprobs
+            log_rho[rows] = self.log_rho(rollouts.select(rows), temperature, ctx)
         chosen = correct.unsqueeze(1) & mask
         for name, value in (
             ("entropy", entropy),
@@ -83,6 +89,14 @@ class TiltedCredit:
             ctx.log("dcpo/rho_max", log_rho[chosen].exp().max())
         return replace(rollouts, advantages=dcpo_advantage(advantages, correct, log_rho, alpha, mask))
 
+    def log_rho(self, rollouts: Rollouts, temperature: float, ctx: Context) -> Float[Tensor, "N T"]:
+        """What the sampler noted in passing; without that, a second look at the responses."""
+        noted = rollouts.extras.get("tilted_logprobs")
+        if noted is not None and rollouts.old_logprobs is not None:
+            return noted - rollouts.old_logprobs
+        scores = ctx.score(rollouts, tilts=(temperature,))
+        return scores.tilted[temperature] - scores.logprobs
+
     def entropy(self, rollouts: Rollouts, ctx: Context) -> float:
         if self.config.entropy_source == "previous_sampled":
             return ctx.entropy
@@ -92,4 +106,8 @@ class TiltedCredit:
 
 
 def build(config: Config, setting: Setting) -> Recipe:
-    return grpo.plain(config, setting, TiltedCredit(config))
+    recipe = grpo.plain(config, setting, TiltedCredit(config))
+    # The last update's entropy is known before sampling, and with it the temperature that credit will ask for.
+    if config.reweight and config.entropy_source == "previous_sampled" and setting.sampling.exact:
+        return replace(recipe, sampler=OnPolicy(setting.sampling, lambda ctx: config.temperature(ctx.entropy)))
+    return recipe

@@ -283,10 +283,12 @@ def _join(parts: list[Generation], pad: int) -> Generation:
     def widen(tensor: Tensor, value: float) -> Tensor:
         return nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
 
+    tilted = [widen(part.tilted, 0.0) for part in parts if part.tilted is not None]
     return Generation(
         torch.cat([widen(part.ids, pad) for part in parts]),
         torch.cat([widen(part.mask, False) for part in parts]),
         torch.cat([widen(part.logprobs, 0.0) for part in parts]),
+        torch.cat(tilted) if tilted else None,
     )
 
 
