@@ -245,6 +245,17 @@ def test_a_comparison_goes_on_where_it_stopped_and_refuses_other_settings(tiny: 
         compare(["grpo", "rloo"], steps=3, out=out, **options)
 
 
+@pytest.mark.parametrize(
+    ("task", "message"), [("two-hop", "grpo trains on single responses"), ("no-such", "unknown task")]
+)
+def test_a_comparison_of_what_cannot_be_is_refused_before_any_run(
+    tiny: Any, tmp_path: Path, task: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        compare(["rexrag", "grpo"], task=task, model=str(tiny.model), steps=1, seeds=1, out=tmp_path / "comparison")
+    assert not (tmp_path / "comparison").exists()
+
+
 def test_a_method_is_compared_with_itself_under_a_name(tiny: Any, tmp_path: Path) -> None:
     words = [word for word in tiny.words if not word.startswith("trackers")]
     result = compare(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policydist.errors import UsageError
-from policydist.language.experiment import RunConfig, configure, resume, slug, train
+from policydist.language.experiment import RunConfig, check_answering, configure, read_task, resume, slug, train
 from policydist.runs import checkpoint
 from policydist.runs.config import digest, plain
 from policydist.runs.directory import fresh_name, read_config, read_metrics, read_status, write_whole
 from policydist.runs.parallel import run_jobs
+
+if TYPE_CHECKING:
+    from policydist.language.tasks.base import Task
 
 QUIET = ("train.save_every=0",)
 
@@ -66,6 +69,7 @@ def compare(
     keys = [(method, seed) for seed in range(seeds) for method in methods]
     jobs = [(_seeded(base[method], seed), path / f"{method}-seed{seed}") for method, seed in keys]
     _check_folder(jobs)
+    _check_tasks(base.values())
 
     def tick() -> None:
         if on_progress:
@@ -121,6 +125,14 @@ def _configure(
 
 def _seeded(config: RunConfig, seed: int) -> RunConfig:
     return replace(config, train=replace(config.train, seed=seed))
+
+
+def _check_tasks(configs: Iterable[RunConfig]) -> None:
+    tasks: dict[str, Task] = {}
+    for config in configs:
+        key = digest(plain(config.task))
+        tasks[key] = tasks.get(key) or read_task(config.task)
+        check_answering(config, tasks[key])
 
 
 def _check_folder(jobs: Sequence[tuple[RunConfig, Path]]) -> None:
