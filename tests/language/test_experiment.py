@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import policydist
 from policydist.errors import UsageError
-from policydist.language.compare import compare
+from policydist.language.compare import compare, drawn_order
 from policydist.language.policies.loading import load_policy
 from policydist.language.types import Sampling
 from policydist.runs import checkpoint
@@ -213,6 +213,15 @@ def test_sampling_of_a_resumed_policy_is_that_of_the_trained_one(tiny: Any) -> N
     uniforms = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
     drawn = [policy.generate(prompts, Sampling(max_new_tokens=6), uniforms) for policy in (first, second)]
     assert torch.equal(drawn[0].ids, drawn[1].ids)
+
+
+def test_runs_of_a_comparison_have_other_neighbours_on_every_seed() -> None:
+    jobs: list[Any] = [(seed, method) for seed in range(20) for method in range(5)]
+    order = drawn_order(jobs, 5)
+    assert [seed for seed, _ in order] == [seed for seed, _ in jobs]  # a seed is finished before the next begins
+    assert sorted(order) == jobs
+    assert {method for _, method in order[::5]} == set(range(5))
+    assert order == drawn_order(jobs, 5)  # where it goes on after an interruption
 
 
 @pytest.mark.slow
