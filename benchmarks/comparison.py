@@ -193,15 +193,10 @@ def label(method: str) -> str:
     return name + (" †" if method in DEMONSTRATIONS else "")
 
 
-def pace(task: str) -> dict[str, float]:
-    """Seconds that a step of each method takes, from the comparison at equal seconds."""
-    return {line.method: line.means["seconds"] / line.means["steps"] for line in lines(f"{task}-seconds")}
-
-
 def markdown(name: str) -> str:
-    """The table of one comparison. Its seconds are the steps at the pace of the comparison at equal seconds: the one at
-    equal tokens may run on a busy machine."""
-    paces = pace(name.split("-")[0])
+    """The table of one comparison. Its memory is that of the comparison at equal seconds, its seconds are the steps at that
+    one's pace: the one at equal tokens may run on a busy machine."""
+    timed = {line.method: line.means for line in lines(f"{name.split('-')[0]}-seconds")}
     head = (
         "method",
         "accuracy",
@@ -217,7 +212,7 @@ def markdown(name: str) -> str:
     )
     rows = [head, ("---", *["--:"] * (len(head) - 1))]
     for line in lines(name):
-        other, means = line.difference, line.means
+        other, means, own = line.difference, line.means, timed[line.method]
         rows.append(
             (
                 label(line.method), words.share(line.accuracy.mean, line.accuracy.interval),
@@ -225,8 +220,8 @@ def markdown(name: str) -> str:
                 f"{line.above} of {SEEDS}" if other else words.NOTHING,
                 words.share(means["pass@4"]), words.share(means["useful"] or None), f"{means['steps']:.0f}",
                 words.short(means["tokens"]),
-                words.short(means["responses"]), f"{means['steps'] * paces[line.method]:.1f}",
-                f"{means['memory']:.0f}",
+                words.short(means["responses"]), f"{means['steps'] * own['seconds'] / own['steps']:.1f}",
+                f"{own['memory']:.0f}",
             )
         )  # fmt: skip
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
