@@ -110,6 +110,7 @@ def work(number):
     print("begun", number, flush=True)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
     threading.Timer(float(sys.argv[1]), lambda: os.killpg(0, signal.SIGINT)).start()
     try:
         for _ in run_jobs(work, [(n,) for n in range(50)], workers=1, fresh=True):
