@@ -81,6 +81,7 @@ RUNS: tuple[tuple[str, str, Task], ...] = (
     ("sft", "sft", "labels"),
 )
 RATES = {"": None, "_2e-5": 2e-5, "_1e-4": 1e-4}
+TRAINED = ("grpo", "rft", "sft", "grpo_2e-5", "grpo_1e-4", "sft_2e-5", "sft_1e-4")
 
 
 def causes(job: Job) -> Mapping[str, Mapping[str, float]]:
@@ -141,6 +142,12 @@ SMALL = (
         "masked gradients before clipping, masked weights put back after every step", "weight decay", "OWN_CHOICE"
     ),
 )
+MENDED = Deviation(
+    "version 2 demands for every arm that no weight be unchanged in float32; version 1 demanded at most 5 %, of GRPO alone",
+    "as the specification had it from the start; the numbers of version 1 were known when this was mended, one unchanged "
+    "weight of 7,320 in one of 56 runs among them",
+    "OWN_CHOICE",
+)
 PAPER = {"arxiv": "2505.11711", "settings": NETWORK, "smoke": SMOKE, "deviations": SMALL}
 
 CLAIMS = (
@@ -153,7 +160,7 @@ CLAIMS = (
             Arm("grpo", "method"),
             Arm("rft", "method"),
             Arm("sft", "baseline"),
-            *(Arm(f"{name}{rate}", "variant") for name in ("grpo", "sft") for rate in ("_2e-5", "_1e-4")),
+            *(Arm(name, "variant") for name in TRAINED[3:]),
         ),
         metrics=(Metric("sparsity", "higher"), Metric("sparsity_fp32", "none"), Metric("gain", "higher")),
         replicate=levels,
@@ -167,15 +174,18 @@ CLAIMS = (
             Rule(
                 "sparsity falls with the rate", difference("sparsity", "grpo", "grpo_1e-4"), Beyond(">", min_effect=0.1)
             ),
-            Rule("in float32 GRPO is not sparse", value("sparsity_fp32", "grpo"), Every(high=0.05)),
-            Rule("in float32 SFT is not sparse", value("sparsity_fp32", "sft"), Every(high=0.05), must=False),
+            *(
+                Rule(f"share unchanged in float32, {name}", value("sparsity_fp32", name), Every(0.0, 0.0))
+                for name in TRAINED
+            ),
         ),
         sanity=(
             Rule("GRPO raises the reward", value("gain", "grpo_1e-4"), Beyond(">")),
             Rule("SFT's sparsity is at its known level", value("sparsity", "sft"), Point(0.3, 0.6)),
         ),
         cannot_show="the paper's levels of 70 to 96 % in language models, or that they transfer between families",
-        **PAPER,  # type: ignore[arg-type]
+        version=2,
+        **PAPER | {"deviations": (*SMALL, MENDED)},  # type: ignore[arg-type]
     ),
     Claim(
         id="subnetworks.C2",
