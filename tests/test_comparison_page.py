@@ -45,8 +45,6 @@ def test_tables_of_the_page_are_those_of_the_kept_runs(script, tmp_path, monkeyp
         ("methods/doge.md", "doge", 2),
         ("methods/doge.md", "doge_lr2e-3", 2),
         ("methods/rexrag.md", "rexrag", 3),
-        ("comparison.md", "comparison_arithmetic-seconds_second_grpo", 3),
-        ("comparison.md", "comparison_multi-seconds_second_grpo", 3),
     ],
 )
 def test_pages_quote_the_means_of_the_runs_that_were_kept(page, kept, digits):
